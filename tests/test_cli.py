@@ -1,0 +1,116 @@
+"The command line as a user meets it: as a process, with its output and exit code"
+import json, struct
+import pytest
+from conftest import TINY
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--help'], ['train', 'evaluate', 'predict', 'export']),
+    (['train', '--help'], ['digit']),
+    (['train', 'digit', '--help'], ['--epochs', '--model.dim', '--data.rotate', 'passes over the training set', '--config', '--resume']),
+    (['predict', '--help'], ['--json', '--prepared']),
+    (['evaluate', '--help'], ['--framework']),
+    (['--version'], ['0.']),
+])
+def test_help(mlxvit, args, words):
+    p = mlxvit(*args)
+    assert p.returncode == 0, p.stderr
+    for w in words: assert w in p.stdout
+
+
+@pytest.mark.parametrize('code, args, words', [
+    (2, [], ['usage']),
+    (2, ['train', 'cats'], ['cats']),
+    (2, ['train', 'digit', '--epochs', 'many'], ['epochs']),
+    (2, ['train', 'digit', '--epoch_number', '3'], ['epoch_number']),
+    (1, ['train', 'digit', '--epochs', '0'], ['epochs and batch_size should be at least 1']),
+    (1, ['train', 'digit', '--model.heads', '5'], ['5 heads do not divide a width of 64']),
+    (1, ['train', 'digit', '--model.patch_size', '6'], ['patches of 6 px do not tile']),
+    (1, ['train', 'digit', '--schedule', 'stairs'], ["unknown schedule 'stairs'", 'cosine']),
+    (1, ['train', 'digit', '--framework', 'jax'], ["unknown framework 'jax'"]),
+    (1, ['train', 'digit', '--data.source', 'disk'], ["unknown source 'disk'"]),
+    (1, ['train', 'digit', '--data.name', 'fashion'], ["only 'mnist' is bundled"]),
+    (1, ['train', 'digit', '--data.limit', '10'], ['cannot make batches of 128 from 10']),
+    (2, ['train', 'digit', '--track', 'paper'], ['paper', 'wandb-offline']),
+    (1, ['train', 'digit', '--resume'], ['no checkpoint at']),
+    (1, ['evaluate', 'nowhere'], ["no model 'nowhere'", 'digit']),
+    (1, ['predict', 'digit', 'nowhere.png'], ['nowhere.png does not exist']),
+])
+def test_mistakes_are_one_line(mlxvit, tmp_path, code, args, words):
+    p = mlxvit(*args, cwd=tmp_path)
+    assert p.returncode == code, p.stderr
+    assert 'Traceback' not in p.stderr
+    if code == 1: assert p.stderr.count('\n') == 1 and p.stderr.startswith('mlxvit: error: ')
+    for w in words: assert w in p.stderr
+    assert not (tmp_path/'runs').exists(), 'a refused run leaves nothing behind'
+
+
+def test_train_evaluate_predict_export(mlxvit, run, tmp_path):
+    p = mlxvit('evaluate', run)
+    assert p.returncode == 0 and 'of the test classifications right' in p.stdout
+    q = mlxvit('export', run, tmp_path/'small')
+    assert q.returncode == 0, q.stderr
+    assert sorted(f.name for f in (tmp_path/'small').iterdir()) == ['SHA256SUMS', 'config.json', 'metrics.jsonl', 'model.safetensors']
+    trained = json.loads((tmp_path/'small'/'config.json').read_text())['trained']
+    assert {'command', 'cores', 'processor', 'seconds', 'seed', 'epoch'} <= set(trained)
+    scores = lambda out: out.splitlines()[0].split(':')[1]
+    assert scores(mlxvit('evaluate', tmp_path/'small').stdout) == scores(p.stdout)
+
+
+def test_the_saved_configuration_repeats_the_run(mlxvit, straight, tmp_path):
+    "config.yaml of a run, handed to --config, gives the same weights"
+    p = mlxvit('train', 'digit', '--config', straight/'config.yaml', '--out', tmp_path/'again')
+    assert p.returncode == 0, p.stderr
+    assert (tmp_path/'again'/'last'/'model.safetensors').read_bytes() == (straight/'last'/'model.safetensors').read_bytes()
+
+
+def test_flags_win_over_yaml(mlxvit, tmp_path):
+    (tmp_path/'c.yaml').write_text('epochs: 3\nmodel:\n  dim: 16\n  heads: 2\n')
+    p = mlxvit('train', 'digit', '--config', tmp_path/'c.yaml', '--epochs', 1, '--model.depth', 1, '--data.limit', 256, '--data.valid', 100, '--out', tmp_path/'r', '--quiet')
+    assert p.returncode == 0, p.stderr
+    config = json.loads((tmp_path/'r'/'last'/'config.json').read_text())
+    assert (config['fit']['epochs'], config['model']['dim'], config['model']['depth']) == (1, 16, 1)
+
+
+@pytest.mark.parametrize('yaml, words', [('epochs: lots\n', 'epochs'), ('epoch: 3\n', 'epoch'), ('epochs: [\n', 'config')])
+def test_a_bad_yaml_is_a_usage_error(mlxvit, tmp_path, yaml, words):
+    (tmp_path/'c.yaml').write_text(yaml)
+    p = mlxvit('train', 'digit', '--config', tmp_path/'c.yaml', cwd=tmp_path)
+    assert p.returncode == 2 and words in p.stderr and 'Traceback' not in p.stderr
+
+
+def test_a_progress_bar_on_the_console(mlxvit, tmp_path):
+    p = mlxvit('train', 'digit', '--epochs', 1, '--out', tmp_path/'r', *[t for t in TINY if t != '--quiet'])
+    assert '10/10' in p.stderr and 'valid_accuracy' in p.stderr
+
+
+def test_a_diverging_run_says_where(mlxvit, tmp_path):
+    p = mlxvit('train', 'digit', '--epochs', 1, '--lr', '1e30', '--clip', 0, '--warmup', 0, '--out', tmp_path/'r', *TINY)
+    assert p.returncode == 1 and 'learning rate' in p.stderr and 'step' in p.stderr and 'last good checkpoint' in p.stderr
+
+
+def wandb_records(path):
+    "The records of a .wandb file: a header, then LevelDB's log format in blocks of 32 KiB"
+    raw, at, part = path.read_bytes(), 7, b''
+    assert raw[:4] == b':W&B'
+    while at+7 <= len(raw):
+        if 32768 - at%32768 < 7: at += 32768 - at%32768; continue
+        size, kind = struct.unpack_from('<HB', raw, at+4)
+        part += raw[at+7:at+7+size]
+        at += 7+size
+        if kind in (1, 4): yield part; part = b''
+
+
+def test_wandb_offline_writes_what_the_log_says(mlxvit, tmp_path):
+    "Weights & Biases for real, without a network: its file on disk holds our records"
+    from wandb.proto import wandb_internal_pb2 as pb
+    p = mlxvit('train', 'digit', '--epochs', 6, '--track', 'wandb-offline', '--out', tmp_path/'r', *TINY)
+    assert p.returncode == 0, p.stderr
+    files, rows = list((tmp_path/'r').glob('wandb/offline-run-*/*.wandb')), []
+    assert len(files) == 1
+    for raw in wandb_records(files[0]):
+        record = pb.Record(); record.ParseFromString(raw)
+        if record.WhichOneof('record_type') == 'history': rows.append({i.key or '.'.join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
+    log = [json.loads(l) for l in (tmp_path/'r'/'metrics.jsonl').read_text().splitlines()]
+    accuracy = lambda records: [r['valid_accuracy'] for r in records if 'valid_accuracy' in r]
+    assert len(accuracy(log)) == 6 and accuracy(rows) == pytest.approx(accuracy(log))
