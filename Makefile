@@ -3,7 +3,7 @@
 .PHONY: test check docs prepare lab export readme clean
 
 test:
-	nbdev_test --n_workers 2 --timing
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	pytest -q
 
 check: export readme clean
@@ -18,7 +18,7 @@ readme:
 	python tools/site.py readme
 
 clean:
-	nbdev_clean
+	python tools/clean.py
 
 docs:
 	python tools/site.py

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'VERSION', 'NAMES', 'CheckpointError', 'Checkpoint', 'to_files', 'sums_text', 'beside', 'flush_folder',
-           'write_folder', 'save_checkpoint', 'read_files', 'read_whole', 'load_checkpoint', 'check_weights']
+           'write_folder', 'replaceable', 'has_checkpoint', 'save_checkpoint', 'read_files', 'read_whole',
+           'load_checkpoint', 'check_weights']
 
 # %% ../nbs/3_mlx/13_checkpoints.ipynb #ee654eb8
 import hashlib, json, os, re, shutil
@@ -47,7 +48,7 @@ def sums_text(
     "A sum, two spaces and a name a line, as `sha256sum` writes it"
     return ''.join(f'{s}  {n}\n' for n,s in sums.items())
 
-# %% ../nbs/3_mlx/13_checkpoints.ipynb #fede3686
+# %% ../nbs/3_mlx/13_checkpoints.ipynb #28e61a1c
 def beside(
     folder:Path, # a checkpoint
 ) -> tuple[Path, Path]: # where a new one is written, where the old one waits
@@ -74,15 +75,28 @@ def write_folder(
         with open(folder/name, 'wb') as f: f.write(content); f.flush(); os.fsync(f.fileno())
     flush_folder(folder)
 
-# %% ../nbs/3_mlx/13_checkpoints.ipynb #8b3c32b0
+# %% ../nbs/3_mlx/13_checkpoints.ipynb #96f0f2d6
+def replaceable(
+    folder:Path, # that exists
+) -> bool:
+    "Is it a checkpoint, with nothing of anyone else's in it, or an empty folder?"
+    if not folder.is_dir(): return False
+    names = {p.name for p in folder.iterdir()}
+    return not names or ('SHA256SUMS' in names and names <= {*NAMES, 'SHA256SUMS', 'metrics.json'})
+
+def has_checkpoint(
+    folder:str|Path, # where one may be
+) -> bool:
+    "Is there a checkpoint, or one that was being replaced when the machine stopped?"
+    return Path(folder).exists() or beside(Path(folder).resolve())[1].exists()
+
 def save_checkpoint(
     folder:str|Path,       # where; an older checkpoint there is replaced whole
     checkpoint:Checkpoint, # what
 ):
     "Write a checkpoint so that at any instant the old or the new one is whole"
-    folder = Path(folder).absolute()
-    if folder.exists() and not (folder/'SHA256SUMS').is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f'{folder} exists and is not a checkpoint: it was left alone; choose another folder')
+    folder = Path(folder).resolve()
+    if folder.exists() and not replaceable(folder): raise CheckpointError(f'{folder} exists and is not a checkpoint: it was left alone; choose another folder')
     files, (new, old) = to_files(checkpoint), beside(folder)
     write_folder(new, files)
     if folder.exists():
@@ -92,7 +106,7 @@ def save_checkpoint(
     flush_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/3_mlx/13_checkpoints.ipynb #be74abdb
+# %% ../nbs/3_mlx/13_checkpoints.ipynb #40f5ee95
 def read_files(
     folder:Path, # a checkpoint
 ) -> dict[str,bytes]: # file name -> contents, checked
@@ -102,8 +116,8 @@ def read_files(
     if not (folder/'SHA256SUMS').is_file(): raise CheckpointError(f'{folder} is not a checkpoint of mlxvit: it has no SHA256SUMS; it holds {sorted(p.name for p in folder.iterdir())[:6]}')
     text = (folder/'SHA256SUMS').read_text(errors='replace')
     sums = {name: sum for sum,name in re.findall(r'^([0-9a-f]{64})  ([\w.]+)\n', text, re.M)}
-    there = {n for n in NAMES if (folder/n).exists()} | {'model.safetensors', 'config.json'}
-    if set(sums) != there or sums_text(sums) != text: raise CheckpointError(f'{folder}/SHA256SUMS is damaged: it should list {sorted(there)}, a sum, two spaces and a name a line')
+    expected = {n for n in NAMES if (folder/n).exists()} | {'model.safetensors', 'config.json'}
+    if not expected <= set(sums) <= set(NAMES) or sums_text(sums) != text: raise CheckpointError(f'{folder}/SHA256SUMS is damaged: it should list {sorted(expected)}, a sum, two spaces and a name a line')
     return {name: read_whole(folder/name, want) for name,want in sums.items()}
 
 def read_whole(
@@ -116,12 +130,12 @@ def read_whole(
     if (found := hashlib.sha256(content).hexdigest()) != sha256: raise CheckpointError(f'{path} is damaged: {len(content)} bytes with SHA-256 {found[:12]}…, expected {sha256[:12]}…')
     return content
 
-# %% ../nbs/3_mlx/13_checkpoints.ipynb #39fca955
+# %% ../nbs/3_mlx/13_checkpoints.ipynb #608c74eb
 def load_checkpoint(
     folder:str|Path, # as `save_checkpoint` wrote it
 ) -> Checkpoint: # whole and checked
     "Read a checkpoint; a `CheckpointError` says what is wrong with it"
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     files = read_files(folder)
     config = json.loads(files['config.json'])
     if config.pop('format', None) != FORMAT: raise CheckpointError(f"{folder}/config.json does not say \"format\": \"{FORMAT}\"")
@@ -130,7 +144,7 @@ def load_checkpoint(
     return Checkpoint(config, arrays('model.safetensors'), arrays('optimizer.safetensors'), json.loads(files.get('state.json', '{}')),
                       [json.loads(line) for line in files.get('metrics.jsonl', b'').splitlines()])
 
-# %% ../nbs/3_mlx/13_checkpoints.ipynb #0ce81779
+# %% ../nbs/3_mlx/13_checkpoints.ipynb #2e760083
 def check_weights(
     weights:dict[str,np.ndarray], # name -> array
     shapes:dict[str,tuple],       # name -> shape, the contract

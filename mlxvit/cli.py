@@ -17,7 +17,9 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from . import __version__
-from .fit import FitConfig, fit
+from .checkpoint import has_checkpoint
+from .config import from_dict
+from .fit import FitConfig, fit, refuse_existing
 from .tasks import FRAMEWORKS, TASKS, Task, choose_framework, learner_class, machine
 
 # %% ../nbs/5_ship/22_cli.ipynb #a634d1f4
@@ -37,7 +39,7 @@ def add_record(
     types, about = get_type_hints(type(record)), comments(type(record))
     for f in fields(record): parser.add_argument(f'--{prefix}{f.name}', type=types[f.name], default=getattr(record, f.name), help=about[f.name].replace('%', '%%'))
 
-# %% ../nbs/5_ship/22_cli.ipynb #66cf0b90
+# %% ../nbs/5_ship/22_cli.ipynb #1a3534ef
 def choose(
     prog:str,    # the words so far
     what:str,    # what the next word chooses
@@ -59,7 +61,8 @@ def select(
     name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, export)}, words)
     if name != 'train': return globals()[name], globals()[name].parser(f'mlxvit {name}').parse_args(words[1:])
     task = choose('mlxvit train', 'task', {n: t.about for n,t in TASKS.items()}, words[1:])
-    return partial(train, task), train_parser(task, TASKS[task]).parse_args(words[2:])
+    parser = train_parser(task, TASKS[task])
+    return partial(train, task, words), Namespace(**vars(parser.parse_args(words[2:])), given=parser.parse_args(words[2:], defaults=False))
 
 TRACKERS = {'none': None, 'wandb': 'online', 'wandb-offline': 'offline'} # --track -> mode of Weights & Biases
 
@@ -73,13 +76,13 @@ def train_parser(
     p.add_argument('--out', type=str, default=f'runs/{name}', help='folder of the run')
     p.add_argument('--framework', type=str, default='auto', help=f"one of {', '.join(FRAMEWORKS)}")
     p.add_argument('--resume', action='store_true', help='go on with the run in --out, with its own settings')
-    p.add_argument('--stop_after', type=int, default=0, help='leave after this many epochs of the whole run; --resume goes on')
+    p.add_argument('--stop_after', type=int, default=None, help='leave after this many epochs of the whole run; --resume goes on')
     p.add_argument('--track', choices=list(TRACKERS), default='none', help='also track with Weights & Biases')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     for record, prefix in ((task.fit, ''), (task.model, 'model.'), (task.data, 'data.')): add_record(p, record, prefix)
     return p
 
-# %% ../nbs/5_ship/22_cli.ipynb #dfc8eed9
+# %% ../nbs/5_ship/22_cli.ipynb #93566897
 def records(
     task:Task,     # whose defaults apply
     cfg:Namespace, # the parsed flags
@@ -89,51 +92,54 @@ def records(
     return dict(fit=type(task.fit)(**flat), model=type(task.model)(**vars(cfg.model)), data=type(task.data)(**vars(cfg.data)))
 
 def resumed(
-    task:Task,  # whose defaults apply
-    asked:dict, # as `records` gave it
-    out:Path,   # folder of the run
+    task:Task,       # whose records they are
+    given:Namespace, # the flags that were typed
+    out:Path,        # folder of the run
 ) -> dict: # the records of the run
     "The records of the run in `out`, unless a flag contradicts them"
     from mlxvit.checkpoint import load_checkpoint
-    saved, kept = load_checkpoint(out/'last').config, {}
-    for part, record in asked.items():
-        kept[part] = type(record)(**saved[part])
-        for f in fields(record):
-            new, was = getattr(record, f.name), getattr(kept[part], f.name)
-            if new not in (was, getattr(getattr(task, part), f.name)): raise ValueError(f'{out} was trained with {f.name}={was}: resume without --{f.name}, or start another run')
+    saved = load_checkpoint(out/'last').config
+    kept = {part: from_dict(type(getattr(task, part)), saved[part]) for part in ('fit', 'model', 'data')}
+    for part, record in kept.items():
+        typed = vars(given.get(part) or Namespace()) if part != 'fit' else {n: v for n,v in vars(given).items() if n in saved['fit']}
+        for n, new in typed.items():
+            if new != (was := getattr(record, n)): raise ValueError(f'{out} was trained with {n}={was}: resume without --{n}, or start another run')
     return kept
 
-# %% ../nbs/5_ship/22_cli.ipynb #ae8323a2
+# %% ../nbs/5_ship/22_cli.ipynb #cb59a81e
 def train(
     name:str,      # of the task
-    cfg:Namespace, # the parsed flags
+    words:list,    # the command line, to write down
+    cfg:Namespace, # the parsed flags; `given`: those that were typed
 ):
     "Train a model"
     task, out = TASKS[name], Path(cfg.out)
-    asked = records(task, cfg)
-    if cfg.resume: asked = resumed(task, asked, out)
+    asked = resumed(task, cfg.given, out) if cfg.resume else records(task, cfg)
+    for n in ('image_size', 'channels', 'K', 'C'):
+        if getattr(asked['model'], n) != getattr(task.model, n): raise ValueError(f'the task {name} needs model.{n}={getattr(task.model, n)}, got {getattr(asked["model"], n)}')
+    if not cfg.resume: refuse_existing(out)
     framework = choose_framework(cfg.framework)
     train_batches, valid = task.batches(asked['data'], asked['fit'])
     learner = learner_class(framework).build(asked['model'], asked['fit'])
-    trained = dict(command=shlex.join(['mlxvit', *sys.argv[1:]]), **machine(), framework=framework, mlxvit=__version__)
+    trained = dict(command=shlex.join(['mlxvit', *words]), **machine(), framework=framework, mlxvit=__version__)
     about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), trained=trained)
     write_config(out, asked)
     print(f"{name}: {sum(w.size for w in learner.weights().values()):,} parameters, {framework}, {asked['fit'].epochs} epochs of {len(train_batches)} steps, in {out}")
-    log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after or None, trackers(cfg, out, about), progress=not cfg.quiet)
+    log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after, trackers(cfg, out, about), progress=not cfg.quiet)
     finish(log, out, asked['fit'].epochs)
 
-# %% ../nbs/5_ship/22_cli.ipynb #291cb767
+# %% ../nbs/5_ship/22_cli.ipynb #b893ba74
 def write_config(
     out:Path,   # folder of the run
     asked:dict, # as `records` gave it
 ):
     "Save the resolved settings as `config.yaml`, which `--config` reads; a run that is there keeps its own"
-    if (out/'last').exists(): return
+    if has_checkpoint(out/'last'): return
     out.mkdir(parents=True, exist_ok=True)
     plain = lambda record: json.loads(json.dumps(asdict(record)))
     (out/'config.yaml').write_text(yaml.safe_dump({**plain(asked['fit']), 'model': plain(asked['model']), 'data': plain(asked['data'])}, sort_keys=False))
 
-# %% ../nbs/5_ship/22_cli.ipynb #26728ee9
+# %% ../nbs/5_ship/22_cli.ipynb #350e4cb6
 def trackers(
     cfg:Namespace, # --track
     out:Path,      # folder of the run
@@ -156,7 +162,7 @@ def finish(
     if done[-1]['epoch'] < epochs: print(f'stopped after epoch {done[-1]["epoch"]} of {epochs}; go on with: mlxvit train {json.loads((out/"last/config.json").read_text())["task"]} --out {out} --resume')
     else: print(f'next: mlxvit evaluate {out}   mlxvit predict {out} IMAGE')
 
-# %% ../nbs/5_ship/22_cli.ipynb #1cdeadb1
+# %% ../nbs/5_ship/22_cli.ipynb #190893f5
 def command(
     **flags, # name -> (type, default or ..., help); ... makes it positional
 ):
@@ -176,21 +182,21 @@ def command(
 MODEL = (str, ..., 'a shipped model, such as digit, or the folder of a run')
 FRAMEWORK = (str, 'auto', f"one of {', '.join(FRAMEWORKS)}")
 
-# %% ../nbs/5_ship/22_cli.ipynb #0505346b
+# %% ../nbs/5_ship/22_cli.ipynb #2f91aa12
 @command(model=MODEL, framework=FRAMEWORK)
 def evaluate(
     cfg:Namespace, # the parsed flags
 ):
     "Examine a model on the official test set"
-    from mlxvit.reader import load
+    from mlxvit.reader import load, shipped
     reader = load(cfg.model, cfg.framework)
     scores = reader.learner.evaluate(TASKS[reader.task].exam(reader.data))
     print(f"{cfg.model}: {scores['accuracy']:.2%} of the test classifications right, loss {scores['loss']:.4f}")
-    if Path(cfg.model).is_dir():
+    if cfg.model not in shipped():
         (Path(cfg.model)/'metrics.json').write_text(json.dumps(scores, indent=2)+'\n')
         print(f'written to {Path(cfg.model)/"metrics.json"}')
 
-# %% ../nbs/5_ship/22_cli.ipynb #19cfe784
+# %% ../nbs/5_ship/22_cli.ipynb #d8e57761
 @command(model=MODEL, images=(list, ..., 'image files of any size and kind'), framework=FRAMEWORK,
          json=(bool, False, 'one JSON object a line'), prepared=(str, '', 'folder to write each image to as the model sees it'))
 def predict(
@@ -200,30 +206,29 @@ def predict(
     from mlxvit.images import ImageError, save_png
     from mlxvit.reader import load
     reader, failed = load(cfg.model, cfg.framework), 0
-    for path in cfg.images:
+    for n, path in enumerate(cfg.images, 1):
         try: seen = reader.prepare(path)
         except ImageError as e: failed += 1; print(f'mlxvit: error: {e}', file=sys.stderr); continue
-        if cfg.prepared: save_png(seen[0], Path(cfg.prepared)/f'{Path(path).stem}.png')
+        if cfg.prepared: save_png(seen[0], Path(cfg.prepared)/f'{n}-{Path(path).stem}.png')
         chance = reader.probabilities(seen)[0,0]
         answer = dict(image=str(path), digit=int(chance.argmax()), probability=round(float(chance.max()), 4))
         print(json.dumps(answer) if cfg.json else f"{path}: {answer['digit']} ({answer['probability']:.1%})")
     return 1 if failed else 0
 
-# %% ../nbs/5_ship/22_cli.ipynb #8fb9b304
+# %% ../nbs/5_ship/22_cli.ipynb #b8c5db7b
 @command(model=MODEL, out=(str, ..., 'folder to write to'))
 def export(
     cfg:Namespace, # the parsed flags
 ):
     "Keep the weights of a run alone, to share or ship"
-    from mlxvit.checkpoint import Checkpoint, save_checkpoint
+    from mlxvit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from mlxvit.reader import find
-    from mlxvit.checkpoint import load_checkpoint
     run = load_checkpoint(find(cfg.model))
-    trained = {**run.config['trained'], **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
+    trained = {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
     save_checkpoint(cfg.out, Checkpoint({**run.config, 'trained': trained}, run.weights, metrics=[r for r in run.metrics if 'epoch' in r]))
     print(f'{cfg.out}: {sum(w.nbytes for w in run.weights.values())/1e6:.1f} MB of weights')
 
-# %% ../nbs/5_ship/22_cli.ipynb #f2d2a48a
+# %% ../nbs/5_ship/22_cli.ipynb #1cf62754
 def main(
     args:list[str]|None=None, # as typed; None: from the command line
 ) -> int: # exit code
@@ -231,6 +236,6 @@ def main(
     call, flags = select(sys.argv[1:] if args is None else args)
     try: return call(flags) or 0
     except KeyboardInterrupt as e: print(f'\nmlxvit: {e}', file=sys.stderr); return 130
-    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as e:
+    except (ValueError, OSError, ImportError, RuntimeError) as e:
         print(f'mlxvit: error: {e}', file=sys.stderr)
         return 1

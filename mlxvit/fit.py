@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PRECISIONS', 'FitConfig', 'learning_rate', 'decays', 'AnyBatches', 'AnyLearner', 'Interrupt', 'Diverged',
-           'Stopped', 'Run', 'train_epoch', 'paused', 'diverged', 'fit']
+           'Stopped', 'refuse_existing', 'Run', 'train_epoch', 'paused', 'diverged', 'fit', 'run_epochs']
 
 # %% ../nbs/1_digit/05_fit.ipynb #ca7e9bf5
 import json, math, signal, threading, time
@@ -12,7 +12,7 @@ from dataclasses import dataclass, asdict
 from pathlib import Path
 from typing import Iterable, Iterator, Protocol
 from tqdm.auto import tqdm
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
 from .tracking import JsonLines
 
 SCHEDULES, PRECISIONS = ('cosine', 'one-cycle', 'constant'), ('float32', 'bfloat16')
@@ -21,16 +21,16 @@ SCHEDULES, PRECISIONS = ('cosine', 'one-cycle', 'constant'), ('float32', 'bfloat
 @dataclass(frozen=True)
 class FitConfig:
     "How a model is trained"
-    epochs: int = 10          # passes over the training set
-    batch_size: int = 128     # items a step
-    lr: float = 3e-3          # highest learning rate
+    epochs: int = 12          # passes over the training set
+    batch_size: int = 64      # items a step
+    lr: float = 2e-3          # highest learning rate
     schedule: str = 'cosine'  # one of SCHEDULES
-    warmup: float = 0.1       # share of all steps in which the rate rises
+    warmup: float = 0.04      # share of all steps in which the rate rises
     final_lr: float = 0.01    # last rate, as a share of the highest
     weight_decay: float = 0.05     # pull of the matrices towards zero
     clip: float = 1.          # longest gradient, in Euclidean norm; 0: any
     label_smoothing: float = 0.1   # share of the target spread over all classes
-    average: float = 0.998    # memory of the averaged weights, a step; 0: no averaging
+    average: float = 0.999    # memory of the averaged weights, a step; 0: no averaging
     precision: str = 'float32'     # of the forward pass: 'float32' or 'bfloat16'
     seed: int = 0             # of weights, order, augmentation and dropout
 
@@ -43,9 +43,11 @@ class FitConfig:
         for name in ('lr', 'weight_decay', 'clip'):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f'{name} should be finite and not negative, got {getattr(self, name)}')
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        "As plain values, for JSON"
+        return asdict(self)
 
-# %% ../nbs/1_digit/05_fit.ipynb #79bb94a0
+# %% ../nbs/1_digit/05_fit.ipynb #05b26223
 def learning_rate(
     step:int,  # from 0
     steps:int, # of the whole run
@@ -60,7 +62,7 @@ def learning_rate(
     done = (step-rise)/max(steps-rise, 1)
     return config.lr*(config.final_lr + (1-config.final_lr)*(1+math.cos(math.pi*done))/2)
 
-# %% ../nbs/1_digit/05_fit.ipynb #8ce49000
+# %% ../nbs/1_digit/05_fit.ipynb #f3580706
 def decays(
     name:str,    # of a parameter
     shape:tuple, # its shape
@@ -68,7 +70,7 @@ def decays(
     "Does weight decay apply? To matrices only, not to biases, norms, positions or tokens"
     return name.endswith('.weight') and len(shape) == 2
 
-# %% ../nbs/1_digit/05_fit.ipynb #f96350ca
+# %% ../nbs/1_digit/05_fit.ipynb #efa1a690
 class AnyBatches(Protocol):
     "Batches to train on"
     def __len__(self) -> int: ... # batches in an epoch
@@ -89,7 +91,7 @@ class AnyLearner(Protocol):
     def state(self) -> dict: ...   # name -> array, what training needs besides
     def load(self, weights:dict, state:dict, steps:int): ... # take over both
 
-# %% ../nbs/1_digit/05_fit.ipynb #2af0cbf5
+# %% ../nbs/1_digit/05_fit.ipynb #81b3ebc5
 class Interrupt:
     "Ctrl-C as a flag: the first press sets it, the second stops at once"
     def __init__(self): self.asked = False
@@ -107,14 +109,20 @@ class Interrupt:
     def __exit__(self, *_):
         if self.main: signal.signal(signal.SIGINT, self.previous)
 
-# %% ../nbs/1_digit/05_fit.ipynb #0acc6012
+# %% ../nbs/1_digit/05_fit.ipynb #f1dd8d86
 class Diverged(RuntimeError):
     "Loss or gradient stopped being finite"
 
 class Stopped(KeyboardInterrupt):
     "Ctrl-C, after everything was saved"
 
-# %% ../nbs/1_digit/05_fit.ipynb #eaaab0d8
+# %% ../nbs/1_digit/05_fit.ipynb #1aa9b048
+def refuse_existing(
+    out:str|Path|None, # folder of a run to be
+):
+    "Raise if the folder already holds a run"
+    if out and has_checkpoint(Path(out)/'last'): raise FileExistsError(f'{out} already holds a run: resume it, or choose another folder')
+
 class Run:
     "A run and its folder: a log, a `last` and a `best` checkpoint; without a folder, it only remembers"
     def __init__(self,
@@ -129,20 +137,24 @@ class Run:
     def open(self,
         learner:AnyLearner, # takes over the last checkpoint, if resumed
         resume:bool,        # continue, or begin anew
+        batches:int,        # in an epoch
     ):
         "Begin or continue the run in its folder"
-        if resume: self.restore(learner)
-        elif self.out and (self.out/'last').exists(): raise FileExistsError(f'{self.out} already holds a run: resume it, or choose another folder')
+        if not resume and learner.steps: raise ValueError(f'the learner has taken {learner.steps} steps already: resume its run, or make a fresh one')
+        if resume: self.restore(learner, batches)
+        else: refuse_existing(self.out)
         if self.out: self.trackers.insert(0, JsonLines(self.out/'metrics.jsonl', self.records))
 
     def restore(self,
         learner:AnyLearner, # takes over weights and state
+        batches:int,        # in an epoch
     ):
         "Continue from the last checkpoint"
         if not self.out: raise ValueError('to resume, name the folder of the run')
         last = load_checkpoint(self.out/'last')
         changed = [k for k in self.about if k != 'trained' and json.dumps(self.about[k]) != json.dumps(last.config.get(k))]
         if changed: raise ValueError(f'{self.out} was trained with another {changed[0]}: {last.config.get(changed[0])}, now asked for {self.about[changed[0]]}; resume with the same, or choose another folder')
+        if (place := last.state['epoch']*batches + last.state['batch']) != last.state['step']: raise ValueError(f"{self.out} stands at step {last.state['step']}, which is no longer epoch {last.state['epoch']}, batch {last.state['batch']}: the data now has {batches} batches an epoch")
         learner.load(last.weights, last.optimizer, last.state['step'])
         self.about, self.records, self.score, self.seconds = last.config, last.metrics, last.state['score'], last.state['seconds']
 
@@ -173,7 +185,7 @@ class Run:
         if better := score >= self.score: self.score = score
         return better
 
-# %% ../nbs/1_digit/05_fit.ipynb #8b08eb70
+# %% ../nbs/1_digit/05_fit.ipynb #31d2ce2f
 def train_epoch(
     learner:AnyLearner, # takes the steps
     batches:AnyBatches, # to train on
@@ -196,7 +208,7 @@ def train_epoch(
         bar.loss = sum(losses[-every:])/len(losses[-every:])
         if learner.steps%every == 0: run.record(step=learner.steps, lr=bar.lr, train_loss=bar.loss, grad_norm=step['grad_norm'])
 
-# %% ../nbs/1_digit/05_fit.ipynb #f1dc9af8
+# %% ../nbs/1_digit/05_fit.ipynb #c456e92e
 def paused(
     learner:AnyLearner, # is saved
     run:Run,   # where
@@ -215,10 +227,10 @@ def diverged(
 ) -> Diverged:
     "The error that says where a run blew up"
     bad = next(k for k,v in step.items() if not math.isfinite(v))
-    good = run.out/'last' if run.out and (run.out/'last').exists() else 'none: no epoch was finished'
+    good = run.out/'last' if run.out and has_checkpoint(run.out/'last') else 'none: no epoch was finished'
     return Diverged(f'{bad} became {step[bad]} at step {steps}, learning rate {lr:.3g}; the last good checkpoint is {good}; try a lower learning rate')
 
-# %% ../nbs/1_digit/05_fit.ipynb #4b02d185
+# %% ../nbs/1_digit/05_fit.ipynb #d2169bba
 def fit(
     learner:AnyLearner, # owns forward, loss, gradients and step
     train:AnyBatches,   # to learn from
@@ -234,15 +246,28 @@ def fit(
     progress:bool=True,     # show a bar
 ) -> list[dict]: # all records of the run
     "Train: any learner, any batches"
+    if stop_after is not None and stop_after < 1: raise ValueError(f'stop_after should be at least 1, got {stop_after}')
     run = Run(out, {**(about or {}), 'fit': config.to_dict()}, best, trackers)
-    run.open(learner, resume)
+    try: return run_epochs(learner, train, valid, config, run, resume, min(config.epochs, stop_after or config.epochs), every, progress)
+    finally:
+        for t in run.trackers: t.close()
+
+def run_epochs(
+    learner:AnyLearner, train:AnyBatches, valid:Iterable, config:FitConfig, # as `fit` takes them
+    run:Run,       # not yet opened
+    resume:bool,   # continue, or begin anew
+    epochs:int,    # leave after so many
+    every:int,     # steps between records
+    progress:bool, # show a bar
+) -> list[dict]: # all records of the run
+    "Epoch after epoch: train, evaluate, record, save"
+    run.open(learner, resume, len(train))
     with tqdm(total=config.epochs*len(train), initial=learner.steps, disable=not progress, unit='step') as bar, Interrupt() as stop:
-        for epoch in range(learner.steps//len(train), min(config.epochs, stop_after or config.epochs)):
+        for epoch in range(learner.steps//len(train), epochs):
             train_epoch(learner, train, config, run, bar, stop, epoch, every)
             metrics = learner.evaluate(valid)
-            names = ['last', 'best'] if run.improves(metrics) else ['last']
+            names = ['best', 'last'] if run.improves(metrics) else ['last'] # `best` first: a crash in between repeats the epoch
             run.record(epoch=epoch+1, step=learner.steps, lr=bar.lr, train_loss=bar.loss, **{f'valid_{k}': v for k,v in metrics.items()}, seconds=round(run.seconds, 2))
             for name in names: run.save(learner, name, epoch+1)
-            bar.set_postfix(epoch=epoch+1, loss=f'{bar.loss:.3f}', **{f'valid_{best}': f'{metrics[best]:.4f}'})
-    for t in run.trackers: t.close()
+            bar.set_postfix(epoch=epoch+1, loss=f'{bar.loss:.3f}', **{f'valid_{run.best}': f'{metrics[run.best]:.4f}'})
     return run.records

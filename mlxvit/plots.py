@@ -19,7 +19,7 @@ def show_images(
     cols:int=8,     # images in a row
     size:float=1.1, # side of an image, inches
     colors:list|None=None, # n colours for the captions, or None
-):
+) -> plt.Figure:
     "Draw images in a grid, digits as grey on white; returns the figure"
     n = len(images)
     rows, cols = -(-n//cols), min(n, cols)
@@ -27,7 +27,7 @@ def show_images(
     for i, ax in enumerate(axes.flat):
         ax.axis('off')
         if i >= n: continue
-        ax.imshow(images[i], cmap='gray_r', **(dict(vmin=0, vmax=255) if np.max(images[i]) > 16 else {}))
+        ax.imshow(images[i], cmap='gray_r', **(dict(vmin=0, vmax=255) if np.asarray(images[i]).max() > 16 else {}))
         if titles is not None: ax.set_title(titles[i], fontsize=9, color=colors[i] if colors else 'black')
     return fig
 
@@ -43,7 +43,7 @@ def confusion(
 # %% ../nbs/1_digit/00_pictures.ipynb #f26f56bc
 def show_confusion(
     counts:np.ndarray, # (C, C), as `confusion` gives it
-):
+) -> plt.Figure:
     "Draw the mistakes of a confusion matrix, without its diagonal; returns the figure"
     mistakes = counts*(1-np.eye(len(counts), dtype=int))
     fig, ax = plt.subplots(figsize=(4, 3.6), layout='constrained')

@@ -73,7 +73,7 @@ def choose_framework(
 
 def learner_class(
     framework:str, # 'torch' or 'mlx'
-):
+) -> type: # with `build(model, fit)`
     "The `Learner` of a framework, which is loaded only now"
     return importlib.import_module(f'mlxvit.{framework}.learner').Learner
 

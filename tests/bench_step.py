@@ -6,7 +6,8 @@ Every model takes the same batch, the same AdamW, the same clipping. The steps a
 slows down slows all of them; the ratio is taken round by round, and its median printed: above 1, ours is faster.
 Then: which fraction of the machine's matrix-product rate our step reaches, and where the rest goes.
 """
-import argparse, statistics as st, time
+import argparse, os, statistics as st, time
+os.environ.setdefault('KINETO_LOG_LEVEL', '5') # the profiler looks for a GPU, and says so
 import torch
 from torch import nn
 from torch.profiler import profile

@@ -60,6 +60,13 @@ def test_a_crash_between_the_renames_is_read_from_the_old(mlxvit, run):
     assert p.returncode == 0, p.stderr
 
 
+def test_a_run_whose_last_is_being_replaced_is_still_a_run(mlxvit, run):
+    (run/'last').rename(run/'.last.old'); (run/'best').rename(run/'.best.old')
+    p = mlxvit('train', 'digit', '--out', run, '--quiet')
+    assert p.returncode == 1 and 'already holds a run' in p.stderr
+    assert mlxvit('evaluate', run).returncode == 0
+
+
 def test_disk_full_leaves_the_old_one(run, monkeypatch):
     "The disk fills in the middle of writing: an error, and the previous checkpoint whole"
     old = load_checkpoint(run/'last')
@@ -73,6 +80,12 @@ def test_disk_full_leaves_the_old_one(run, monkeypatch):
     with pytest.raises(OSError, match='No space left'): save_checkpoint(run/'last', Checkpoint({}, {}))
     again = load_checkpoint(run/'last')
     assert again.state == old.state and all((again.weights[n] == w).all() for n,w in old.weights.items())
+
+
+def test_a_folder_with_sums_of_its_own_is_not_replaced(tmp_path):
+    for n in ('SHA256SUMS', 'thesis.iso'): (tmp_path/n).write_text('mine')
+    with pytest.raises(ValueError, match='left alone'): save_checkpoint(tmp_path, Checkpoint({}, {}))
+    assert (tmp_path/'thesis.iso').exists()
 
 
 def test_nothing_but_a_checkpoint_is_replaced(tmp_path):

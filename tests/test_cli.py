@@ -30,9 +30,11 @@ def test_help(mlxvit, args, words):
     (1, ['train', 'digit', '--framework', 'jax'], ["unknown framework 'jax'"]),
     (1, ['train', 'digit', '--data.source', 'disk'], ["unknown source 'disk'"]),
     (1, ['train', 'digit', '--data.name', 'fashion'], ["only 'mnist' is bundled"]),
-    (1, ['train', 'digit', '--data.limit', '10'], ['cannot make batches of 128 from 10']),
+    (1, ['train', 'digit', '--data.limit', '10'], ['cannot make batches of 64 from 10']),
     (2, ['train', 'digit', '--track', 'paper'], ['paper', 'wandb-offline']),
     (1, ['train', 'digit', '--resume'], ['no checkpoint at']),
+    (1, ['train', 'digit', '--model.C', '5'], ['the task digit needs model.C=10, got 5']),
+    (1, ['train', 'digit', '--stop_after', '-1', '--data.limit', '640', '--out', 'never'], ['stop_after should be at least 1']),
     (1, ['evaluate', 'nowhere'], ["no model 'nowhere'", 'digit']),
     (1, ['predict', 'digit', 'nowhere.png'], ['nowhere.png does not exist']),
 ])
@@ -42,7 +44,15 @@ def test_mistakes_are_one_line(mlxvit, tmp_path, code, args, words):
     assert 'Traceback' not in p.stderr
     if code == 1: assert p.stderr.count('\n') == 1 and p.stderr.startswith('mlxvit: error: ')
     for w in words: assert w in p.stderr
-    assert not (tmp_path/'runs').exists(), 'a refused run leaves nothing behind'
+    assert not list(tmp_path.rglob('model.safetensors')), 'a refused run leaves no model behind'
+
+
+def test_a_folder_named_like_a_shipped_model_is_ambiguous(mlxvit, run, tmp_path):
+    run.rename(tmp_path/'digit')
+    p = mlxvit('evaluate', 'digit', cwd=tmp_path)
+    assert p.returncode == 1 and 'write ./digit for the folder' in p.stderr
+    assert mlxvit('evaluate', './digit', cwd=tmp_path).returncode == 0
+    assert (tmp_path/'digit'/'metrics.json').exists()
 
 
 def test_train_evaluate_predict_export(mlxvit, run, tmp_path):

@@ -65,12 +65,29 @@ def test_a_thin_pen(reader):
     assert reader.predict(page) == 7
 
 
+def test_a_small_digit_on_a_large_page(reader):
+    page = Image.new('L', (1000, 1000), 250)
+    page.paste(digit(4, 60), (700, 200))
+    assert reader.predict(page) == 4
+
+
+def test_a_pen_of_one_pixel(reader):
+    page = Image.new('L', (81, 101), 255)
+    ImageDraw.Draw(page).line([(20, 12), (58, 12), (34, 88)], fill=0, width=1)
+    seen = prepare_digit(page)
+    assert reader.predict(page) == 7 and np.ptp(np.flatnonzero(seen.max(1) > 128)) >= 17
+
+
+def test_a_truncated_file_that_pillow_opened_already():
+    with pytest.raises(ImageError, match='damaged'): prepare_digit(Image.open(io.BytesIO(saved(digit(3))[:900])))
+
+
 def test_the_preparation_can_be_seen(mlxvit, tmp_path):
     digit(4).save(tmp_path/'four.png')
     p = mlxvit('predict', 'digit', tmp_path/'four.png', '--prepared', tmp_path/'seen', '--json')
     assert p.returncode == 0, p.stderr
     assert json.loads(p.stdout)['digit'] == 4
-    seen = np.asarray(Image.open(tmp_path/'seen'/'four.png'))
+    seen = np.asarray(Image.open(tmp_path/'seen'/'1-four.png'))
     assert seen.shape == (28, 28) and (seen == prepare_digit(tmp_path/'four.png')).all()
 
 
@@ -83,7 +100,7 @@ BAD = {
     'empty': (b'', 'is empty'), 'text': (b'Dear sir or madam,\n', 'is not an image'), 'truncated png': (saved(digit(3))[:900], 'is damaged'), 'truncated jpeg': (saved(digit(3), 'JPEG')[:900], 'is damaged'),
     'a billion pixels': (png(40_000, 25_000), 'pixels'), 'sixty million pixels': (png(10_000, 6_000), '10000×6000 pixels'), 'blank': (saved(Image.new('L', (80, 80), 250)), 'is blank'),
     'almost blank': (saved(Image.fromarray(np.random.default_rng(0).integers(240, 250, (80, 80), dtype=np.uint8))), 'is blank'), 'fully transparent': (saved(Image.new('RGBA', (50, 50), (0, 0, 0, 0))), 'is blank'), 'one pixel': (saved(Image.new('L', (1, 1), 9)), 'is blank'),
-    'zip': (b'PK\x03\x04'+bytes(100), 'is not an image'), 'html': (b'<html><body>404</body></html>', 'is not an image'), 'random bytes': (np.random.default_rng(1).bytes(5000), 'is not an image'),
+    'almost blank, 16 bit': (saved(Image.fromarray(np.random.default_rng(0).integers(60000, 60100, (80, 80), dtype=np.uint16))), 'is blank'), 'PostScript': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n', 'is not an image'), 'zip': (b'PK\x03\x04'+bytes(100), 'is not an image'), 'html': (b'<html><body>404</body></html>', 'is not an image'), 'random bytes': (np.random.default_rng(1).bytes(5000), 'is not an image'),
 }
 
 

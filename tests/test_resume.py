@@ -68,6 +68,7 @@ def test_ctrl_c_and_resume(mlxvit, straight, tmp_path):
 
 @pytest.mark.parametrize('flags, words', [
     (['--lr', '0.1', '--resume'], 'was trained with lr='),
+    (['--epochs', '10', '--resume'], 'was trained with epochs=4'), # also when it is the default
     ([], 'already holds a run'),
 ])
 def test_a_run_is_not_overwritten(mlxvit, run, flags, words):

@@ -133,6 +133,19 @@ def test_the_theme_toggles_and_is_remembered(page, site):
     page.goto(site+'1_digit/03_attention.html')
     page.wait_for_timeout(300)
     assert background() == dark
+    for text in ('main p', '#quarto-sidebar a.sidebar-item-text', '#TOC a'): assert contrast(page, text) > 3, text
+
+
+CONTRAST = """selector => {
+    const rgb = c => c.match(/[\\d.]+/g).map(Number), lum = c => { const f = v => (v /= 255) <= 0.03928 ? v/12.92 : ((v+0.055)/1.055)**2.4; return 0.2126*f(c[0]) + 0.7152*f(c[1]) + 0.0722*f(c[2]) };
+    let e = [...document.querySelectorAll(selector)].find(e => e.offsetParent), ink = lum(rgb(getComputedStyle(e).color)), paper = null;
+    for (; e && paper === null; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) paper = lum(c) }
+    return (Math.max(ink, paper) + 0.05)/(Math.min(ink, paper) + 0.05) }"""
+
+
+def contrast(page, selector):
+    "WCAG contrast of the first visible match against what is painted behind it"
+    return page.evaluate(CONTRAST, selector)
 
 
 def test_a_chapter_has_what_a_reader_needs(page, site):

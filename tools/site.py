@@ -39,6 +39,15 @@ def add_colab(path: Path, name: str):
     path.write_text(json.dumps(nb))
 
 
+def api_index(folder: Path):
+    "A page that lists the modules with their first lines"
+    rows = []
+    for page in sorted(folder.glob('*.qmd')):
+        meta = yaml.safe_load(page.read_text().split('---')[1])
+        rows.append(f"| [`{meta['title']}`]({page.name}) | {meta.get('description', '')} |")
+    (folder/'index.qmd').write_text('---\ntitle: The modules\norder: 0\n---\n\n| module | what it is for |\n| --- | --- |\n' + '\n'.join(rows) + '\n')
+
+
 def mathml(page: str) -> str:
     "Replace TeX, as KaTeX would find it, by MathML, and drop KaTeX itself"
     def formula(m): return convert(html.unescape(m[3]).strip(), display='block' if m[2] == '[' else 'inline')
@@ -50,6 +59,7 @@ def build():
     "The whole site, into _docs"
     folder = process()
     subprocess.run([SMALLDOCS, 'api', 'build', '--dir', folder], check=True, cwd=ROOT)
+    api_index(folder/'api')
     if shutil.which('quarto'): subprocess.run(['quarto', 'render', '--no-execute'], check=True, cwd=folder)
     else:
         subprocess.run([SMALLDOCS, 'render', folder], check=True, cwd=ROOT)
@@ -63,6 +73,7 @@ def readme():
     "README.md from nbs/index.ipynb: its Markdown, and its code with plain outputs; hidden cells left out"
     nb = read(ROOT/'nbs'/'index.ipynb', 4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*(hide|export|default_exp)', c.source)]
+    nb.metadata['language_info'] = {'name': 'python'}
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r'\]\((?!https?:|#)([^)]+)\)', lambda m: f'](nbs/{m[1]})' if m[1].endswith('.ipynb') else m[0], text)
     (ROOT/'README.md').write_text(re.sub(r'\n{3,}', '\n\n', text).strip()+'\n')

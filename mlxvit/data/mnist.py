@@ -25,7 +25,7 @@ def read_idx(
     if not len(shape) or got != want: raise ValueError(f'idx file of shape {tuple(map(int, shape))} should hold {want} bytes after its header, got {got}')
     return np.frombuffer(raw, np.uint8, offset=4+4*axes).reshape(shape)
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #0356479c
+# %% ../../nbs/1_digit/01_mnist.ipynb #52b3c9d2
 FILES = { # (images, labels) of each split, with the SHA-256 of the gzipped file
     'train': (('train-images-idx3-ubyte.gz', '71524e2cd1ad2968737f7f2f2ff69cbfc32df8ccddff51593f7cb2d4e0eb5b64'),
               ('train-labels-idx1-ubyte.gz', 'fe03b8bd7915f70bf5aa08be480aa413fbd85afcaa58b35d230d335f284fd88e')),
@@ -37,7 +37,7 @@ class Digits(NamedTuple):
     images: np.ndarray # (n, H, W) uint8, 0 is paper and 255 is ink
     labels: np.ndarray # (n,) int64 classes
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #fa7e5797
+# %% ../../nbs/1_digit/01_mnist.ipynb #6b71c84b
 def read_file(
     path:str|Path, # a gzipped idx file
     sha256:str, # what its bytes must hash to
@@ -48,7 +48,7 @@ def read_file(
     if found != sha256: raise ValueError(f'{path} is damaged: SHA-256 {found[:12]}…, expected {sha256[:12]}…; install the package again')
     return read_idx(gzip.decompress(raw))
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #0478c0eb
+# %% ../../nbs/1_digit/01_mnist.ipynb #d7fd50c9
 def from_package(
     split:str, # 'train' or 'test'
 ) -> Digits: # 60,000 or 10,000 digits
@@ -57,7 +57,7 @@ def from_package(
     images, labels = (read_file(folder/name, sha) for name, sha in FILES[split])
     return Digits(images, labels.astype(np.int64))
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #87c73ca2
+# %% ../../nbs/1_digit/01_mnist.ipynb #58bdbc87
 HUB = {'mnist': ('ylecun/mnist', '77f3279092a1c1579b2250db8eafed0ad422088c'),
        'fashion': ('zalando-datasets/fashion_mnist', None)}
 TORCHVISION = {'mnist': 'MNIST', 'fashion': 'FashionMNIST', 'kmnist': 'KMNIST', 'qmnist': 'QMNIST'}
@@ -76,7 +76,7 @@ def from_hub(
     if missing := {'image', 'label'} - set(data.column_names): raise ValueError(f'{path} lacks the columns {sorted(missing)}; it has {data.column_names}')
     return Digits(np.stack([np.asarray(i.convert('L')) for i in data['image']]), np.asarray(data['label'], np.int64))
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #7183f5e6
+# %% ../../nbs/1_digit/01_mnist.ipynb #7e726a02
 def from_torchvision(
     split:str,         # 'train' or 'test'
     name:str='mnist',  # a key of `TORCHVISION`
@@ -88,7 +88,7 @@ def from_torchvision(
     labels = data.targets if data.targets.ndim == 1 else data.targets[:,0]
     return Digits(data.data.numpy(), labels.numpy().astype(np.int64))
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #83792e79
+# %% ../../nbs/1_digit/01_mnist.ipynb #1cfbf834
 SOURCES = {'bundled': from_package, 'hub': from_hub, 'torchvision': from_torchvision}
 
 def load_digits(
@@ -101,10 +101,12 @@ def load_digits(
     if source not in SOURCES: raise ValueError(f'unknown source {source!r}: choose one of {list(SOURCES)}')
     if source == 'bundled' and options.get('name', 'mnist') != 'mnist': raise ValueError(f"only 'mnist' is bundled; for {options['name']!r} use source='hub' or 'torchvision'")
     if source == 'torchvision' and options.get('name', 'mnist') not in TORCHVISION: raise ValueError(f'torchvision has no {options["name"]!r}: choose one of {list(TORCHVISION)}')
+    allowed = {'bundled': {'name'}, 'hub': {'name', 'revision'}, 'torchvision': {'name', 'root'}}[source]
+    if unknown := set(options) - allowed: raise ValueError(f'unknown options {sorted(unknown)} for source {source!r}: it takes {sorted(allowed)}')
     if source == 'bundled': options = {}
     return SOURCES[source](split, **options)
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #2860c972
+# %% ../../nbs/1_digit/01_mnist.ipynb #00229e02
 def split_off(
     digits:Digits, # what to divide
     n:int=5_000,   # how many to hold out
@@ -116,7 +118,7 @@ def split_off(
     take = lambda at: Digits(digits.images[at], digits.labels[at])
     return take(order[n:]), take(order[:n])
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #a6488cde
+# %% ../../nbs/1_digit/01_mnist.ipynb #aaaacf81
 MEAN, STD = 0.1307, 0.3081 # of the training pixels, scaled to 0..1
 
 def normalise(
@@ -126,7 +128,7 @@ def normalise(
     if pixels.dtype not in (np.uint8, np.float32): raise ValueError(f'expected uint8 or float32 pixels of 0..255, got {pixels.dtype}')
     return np.multiply(pixels, np.float32(1/(255*STD)), dtype=np.float32) - np.float32(MEAN/STD)
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #988b65a6
+# %% ../../nbs/1_digit/01_mnist.ipynb #e9d0205e
 def smooth_fields(
     rng:np.random.Generator, # draws the heights
     n:int,                   # how many fields
@@ -138,7 +140,7 @@ def smooth_fields(
     fields = np.einsum('hi,wj,nkij->nkhw', *along, rng.standard_normal((n, 2, bumps, bumps)), optimize=True)
     return (fields/fields.std()).reshape(n, 2, -1)
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #51c77336
+# %% ../../nbs/1_digit/01_mnist.ipynb #a7b6b614
 class Warps:
     "A bank of small random warps, affine and elastic, drawn once and picked from for every image (Simard et al., 2003)"
     def __init__(self,
@@ -167,7 +169,7 @@ class Warps:
         cos, sin, centre = np.cos(angle)/zoom, np.sin(angle)/zoom, np.array([[(H-1)/2], [(W-1)/2]])
         inverse = np.array([[cos, -sin], [sin, cos]]).transpose(2, 0, 1)
         source = inverse @ (np.stack(np.mgrid[:H,:W]).reshape(2, -1) - centre) + centre + shift[:,:,None] + bend
-        source = np.clip(source+1, 0, [[H+0.999], [W+0.999]])
+        source = np.clip(source+1, 0, [[H+1], [W+1]])
         corner = source.astype(np.intp)
         self.at = corner[:,0]*(W+3) + corner[:,1]
         self.fy, self.fx = (source-corner).astype(np.float32).swapaxes(0, 1)
@@ -190,11 +192,12 @@ class Warps:
         return self._blend(above, below, fy).reshape(B, H, W)
 
     @staticmethod
-    def _blend(a:np.ndarray, b:np.ndarray, f:np.ndarray) -> np.ndarray: # a where f is 0, b where it is 1; a and b are overwritten
+    def _blend(a:np.ndarray, b:np.ndarray, f:np.ndarray) -> np.ndarray: # a where f is 0, b where it is 1
+        "Blend two looked-up values, in place"
         b -= a; b *= f; a += b
         return a
 
-# %% ../../nbs/1_digit/01_mnist.ipynb #63df3823
+# %% ../../nbs/1_digit/01_mnist.ipynb #22e74e61
 class Batches:
     "Seeded epochs of batches: equal seeds give equal arrays, whichever framework asks"
     def __init__(self,
@@ -208,8 +211,11 @@ class Batches:
         if size < 1 or not n or (shuffle and size > n): raise ValueError(f'cannot make batches of {size} from {n} digits')
         self.digits,self.size,self.seed,self.warps,self.shuffle = digits,size,seed,warps,shuffle
 
-    def __len__(self): return len(self.digits.labels)//self.size if self.shuffle else -(-len(self.digits.labels)//self.size)
-    def __iter__(self): return self.epoch(0)
+    def __len__(self) -> int:
+        "Batches in an epoch"
+        return len(self.digits.labels)//self.size if self.shuffle else -(-len(self.digits.labels)//self.size)
+
+    def __iter__(self) -> Iterator: return self.epoch(0)
 
     def epoch(self,
         epoch:int,   # which epoch: the order depends on it
@@ -221,6 +227,7 @@ class Batches:
         for i in range(start, len(self)): yield self._batch(order[i*self.size:(i+1)*self.size], epoch, i)
 
     def _batch(self, at:np.ndarray, epoch:int, i:int) -> tuple[np.ndarray, np.ndarray]: # batch i, of the items `at`
+        "One batch"
         images = self.digits.images[at]
         if self.warps: images = self.warps(images, np.random.default_rng([self.seed, epoch, i]).integers(len(self.warps), size=len(at)))
         return normalise(images), self.digits.labels[at, None]

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn, Tensor
 
-# %% ../../nbs/1_digit/03_attention.ipynb #98d52485
+# %% ../../nbs/1_digit/03_attention.ipynb #85ba37b5
 def attention_weights(
     query:Tensor, # (..., T, d)
     key:Tensor,   # (..., S, d)
@@ -23,7 +23,7 @@ def attention_weights(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
 
-# %% ../../nbs/1_digit/03_attention.ipynb #d6e0bbef
+# %% ../../nbs/1_digit/03_attention.ipynb #58bf4b85
 def attention(
     query:Tensor, # (..., T, d)
     key:Tensor,   # (..., S, d)
@@ -33,7 +33,7 @@ def attention(
     "Every query's average of the values, weighted by agreement with the keys (Vaswani et al., 2017)"
     return attention_weights(query, key, mask) @ value
 
-# %% ../../nbs/1_digit/03_attention.ipynb #cdc8e157
+# %% ../../nbs/1_digit/03_attention.ipynb #436997ed
 def causal_mask(
     T:int,           # queries
     S:int|None=None, # keys, at least T; the queries are the last T of them
@@ -42,12 +42,14 @@ def causal_mask(
     S = T if S is None else S
     return torch.arange(S) <= torch.arange(T)[:,None] + (S-T)
 
-# %% ../../nbs/1_digit/03_attention.ipynb #c2d779bf
+# %% ../../nbs/1_digit/03_attention.ipynb #3e03e80a
 class KeyValueCache:
     "Keys and values of the tokens so far, so that a decoder computes each only once"
     def __init__(self): self.key = self.value = None
 
-    def __len__(self): return 0 if self.key is None else self.key.shape[-2]
+    def __len__(self) -> int:
+        "Tokens so far"
+        return 0 if self.key is None else self.key.shape[-2]
 
     def append(self,
         key:Tensor,   # (B, heads, T, d) of the new tokens
@@ -57,7 +59,7 @@ class KeyValueCache:
         self.key, self.value = (new if old is None else torch.cat([old, new], -2) for old,new in ((self.key, key), (self.value, value)))
         return self.key, self.value
 
-# %% ../../nbs/1_digit/03_attention.ipynb #e7e2a281
+# %% ../../nbs/1_digit/03_attention.ipynb #081b3a6f
 class Attention(nn.Module):
     "Multi-head attention, to the tokens themselves or to a context (Vaswani et al., 2017, section 3.2.2)"
     def __init__(self,
@@ -104,6 +106,8 @@ class Attention(nn.Module):
         mask:Tensor|None=None,    # bool, broadcasts to (B, heads, T, S); True = may attend
         cache:KeyValueCache|None=None, # keys and values so far; x holds only the new tokens
     ) -> Tensor:                  # (B, T, D)
+        "What each token of `x` hears"
+        if cache is not None and context is not None: raise ValueError('a cache remembers the tokens themselves: with a context there is nothing to append')
         query, key, value = self.project(x, context)
         if cache is not None: key, value = cache.append(key, value)
         return self.out(attention(query, key, value, mask).transpose(1, 2).flatten(2))

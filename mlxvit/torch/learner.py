@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Learner']
 
-# %% ../../nbs/1_digit/05_training.ipynb #27dbde37
+# %% ../../nbs/1_digit/05_training.ipynb #e4d58ccf
 import math
+from typing import Callable, Iterable
 import numpy as np
 import torch
 from torch import nn, Tensor
@@ -14,7 +15,7 @@ from ..config import ViTConfig
 from ..fit import FitConfig, decays
 from .vit import ViT
 
-# %% ../../nbs/1_digit/05_training.ipynb #fec49c2f
+# %% ../../nbs/1_digit/05_training.ipynb #b08a74cb
 class Learner:
     "A vision transformer in training: everything that is PyTorch's own"
     def __init__(self,
@@ -33,7 +34,7 @@ class Learner:
     def build(cls,
         model:ViTConfig, # which model
         config:FitConfig=FitConfig(), # the recipe; its seed draws the starting weights
-    ):
+    ) -> 'Learner':
         "A learner for a fresh model"
         return cls(ViT(model, config.seed), config)
 
@@ -44,7 +45,7 @@ class Learner:
         return [torch.from_numpy(np.ascontiguousarray(a)).to(self.device) for a in batch]
 
     def forward(self,
-        model,       # what to call on the images
+        model:Callable, # what to call on the images
         batch:tuple, # (images, targets), NumPy
     ) -> tuple[Tensor, Tensor]: # (n, C) logits, (n,) targets: every classification of every item
         "Logits and targets, one row a classification"
@@ -83,7 +84,7 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self,
-        batches, # yields (images, targets), NumPy
+        batches:Iterable, # yields (images, targets), NumPy
     ) -> dict[str,float]: # mean loss; accuracy of classifications; exact: share of items with all of them right
         "Loss and accuracy of the averaged weights"
         self.model.eval()
@@ -127,10 +128,11 @@ class Learner:
     ):
         "Take over weights, and the state of training"
         state = state or {}
+        self.optimizer.state.clear()
         for n,p in self.parameters.items():
             p.copy_(torch.from_numpy(state.get(f'weights.{n}', weights[n])))
             if self.averaged: self.averaged[n].copy_(torch.from_numpy(weights[n]))
             if f'exp_avg.{n}' in state:
-                moments = {k: torch.from_numpy(state[f'{k}.{n}']).to(self.device) for k in ('exp_avg', 'exp_avg_sq')}
+                moments = {k: torch.from_numpy(state[f'{k}.{n}']).to(self.device, copy=True) for k in ('exp_avg', 'exp_avg_sq')}
                 self.optimizer.state[p] = dict(step=torch.tensor(float(steps), device=self.device), **moments)
         self.steps = steps

@@ -9,7 +9,7 @@ __all__ = ['patchify', 'unpatchify', 'PatchEmbedding']
 import torch
 from torch import nn, Tensor
 
-# %% ../../nbs/1_digit/02_patches.ipynb #d1b9ba72
+# %% ../../nbs/1_digit/02_patches.ipynb #a37eaf6c
 def patchify(
     images:Tensor, # (B, H, W) or (B, H, W, channels)
     size:int,      # side P of a patch, pixels; divides H and W
@@ -22,7 +22,7 @@ def patchify(
     grid = images.reshape(B, H//size, size, W//size, size, C).transpose(2, 3)
     return grid.reshape(B, -1, size*size*C)
 
-# %% ../../nbs/1_digit/02_patches.ipynb #e009d9fa
+# %% ../../nbs/1_digit/02_patches.ipynb #5a63be64
 def unpatchify(
     patches:Tensor,  # (B, N, P*P*channels), as `patchify` makes them
     size:int,        # side P of a patch, pixels
@@ -30,11 +30,11 @@ def unpatchify(
 ) -> Tensor:         # (B, H, W), or (B, H, W, channels) if there are several
     "Put patches back together into images: the inverse of `patchify`"
     (H, W), (B, N, D) = shape, patches.shape
-    if N*size*size != H*W or D%(size*size): raise ValueError(f'{N} patches of {D} values are no {H}×{W} image in patches of {size} px')
+    if H%size or W%size or N*size*size != H*W or D%(size*size): raise ValueError(f'{N} patches of {D} values are no {H}×{W} image in patches of {size} px')
     grid = patches.reshape(B, H//size, W//size, size, size, -1).transpose(2, 3)
     return grid.reshape(B, H, W, -1).squeeze(-1)
 
-# %% ../../nbs/1_digit/02_patches.ipynb #913712ec
+# %% ../../nbs/1_digit/02_patches.ipynb #fd7549fa
 class PatchEmbedding(nn.Module):
     "Patches to tokens: a linear layer, a class token if asked for, and learned positions (Dosovitskiy et al., 2021, eq. 1)"
     def __init__(self,
@@ -45,7 +45,7 @@ class PatchEmbedding(nn.Module):
         cls_token:bool=True,   # put a class token in front?
     ):
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size, self.image_size = patch_size, (grid[0]*patch_size, grid[1]*patch_size)
         self.projection = nn.Linear(patch_size*patch_size*channels, dim)
         if cls_token: self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.position = nn.Parameter(torch.randn(1, grid[0]*grid[1]+cls_token, dim)*0.02)
@@ -53,7 +53,8 @@ class PatchEmbedding(nn.Module):
     def forward(self,
         images:Tensor, # (B, H, W) or (B, H, W, channels), normalised
     ) -> Tensor:       # (B, N, D) tokens, or (B, 1+N, D) with the class token first
+        "Cut, project, put the class token in front, add positions"
+        if tuple(images.shape[1:3]) != self.image_size: raise ValueError(f'expected images of {self.image_size[0]}×{self.image_size[1]}, got shape {tuple(images.shape)}')
         tokens = self.projection(patchify(images, self.patch_size))
         if hasattr(self, 'cls_token'): tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
-        if tokens.shape[1] != self.position.shape[1]: raise ValueError(f'{tokens.shape[1]} tokens for {self.position.shape[1]} positions: the images are not of the size this model was made for')
         return tokens + self.position

@@ -27,9 +27,13 @@ class MLP(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         self.activation = activation
 
-    def forward(self, x:Tensor) -> Tensor: return self.fc2(ACTIVATION[self.activation](self.fc1(x)))
+    def forward(self,
+        x:Tensor, # (..., D)
+    ) -> Tensor:  # (..., D)
+        "Widen, bend, narrow"
+        return self.fc2(ACTIVATION[self.activation](self.fc1(x)))
 
-# %% ../../nbs/1_digit/04_vit.ipynb #b28ea9de
+# %% ../../nbs/1_digit/04_vit.ipynb #9b3cb7c7
 class Block(nn.Module):
     "A pre-norm transformer block: attention, then an MLP, each added to its input (Vaswani et al., 2017; Xiong et al., 2020)"
     def __init__(self,
@@ -48,10 +52,11 @@ class Block(nn.Module):
         x:Tensor, # (B, T, D)
         mask:Tensor|None=None, # bool, broadcasts to (B, heads, T, T); True = may attend
     ) -> Tensor:  # (B, T, D)
+        "Talk, then think"
         x = x + self.dropout(self.attention(self.norm1(x), mask=mask))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
-# %% ../../nbs/1_digit/04_vit.ipynb #f480598d
+# %% ../../nbs/1_digit/04_vit.ipynb #feeb02a3
 class ViT(nn.Module):
     "A vision transformer for K classifications among C classes (Dosovitskiy et al., 2021)"
     def __init__(self,
@@ -78,7 +83,8 @@ class ViT(nn.Module):
 
     def forward(self,
         images:Tensor, # (B, H, W) or (B, H, W, channels), normalised
-    ) -> Tensor:       # (B, K, C) logits
+    ) -> Tensor:       # (B, K, C) logits: scores before a softmax
+        "Scores of every class, for every classification"
         x = self.features(images)
         if self.config.head == 'cls': x = x[:,0]
         if self.config.head == 'mean': x = x.mean(1)
