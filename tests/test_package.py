@@ -59,6 +59,17 @@ def test_the_shipped_models_name_how_they_were_made():
         assert made['command'].startswith('mlxvit train ') and {'seed', 'seconds', 'cores', 'processor'} <= set(made)
 
 
+@pytest.mark.parametrize('config', sorted((ROOT/'mlxvit'/'assets').glob('*/config.json')), ids=lambda p: p.parent.name)
+def test_the_command_of_a_shipped_model_still_means_its_settings(config):
+    "Typed today, with today's defaults, the recorded command asks for exactly the settings that the model was trained with"
+    import shlex
+    from mlxvit.cli import records, select
+    from mlxvit.tasks import TASKS
+    saved = json.loads(config.read_text())
+    _, flags = select(shlex.split(saved['trained']['command'])[1:])
+    for part, record in records(TASKS[saved['task']], flags).items(): assert json.loads(json.dumps(vars(record))) == saved[part], part
+
+
 def test_requirements_are_importable_without_the_dev_ones():
     "What the package imports at the top level is a requirement, not a dev requirement"
     wanted = set(re.findall(r'[a-z_]+', re.search(r'^requirements = (.*)$', (ROOT/'settings.ini').read_text(), re.M)[1].lower())) | {'pil', 'yaml'}
