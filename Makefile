@@ -1,6 +1,7 @@
 # test: notebooks as tests, then whole programs · check: generated files are what the notebooks make
+# results: models, tables and README from the folders in runs/
 # prepare: everything to run before a commit · docs: the site into _docs · lab: open the course
-.PHONY: test check docs prepare lab export readme clean
+.PHONY: test check docs prepare lab export readme clean results
 
 test:
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
@@ -22,6 +23,9 @@ clean:
 
 docs:
 	python tools/site.py
+
+results:
+	python tools/results.py
 
 lab:
 	jupyter lab nbs

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records', 'resumed',
-           'train', 'write_config', 'trackers', 'finish', 'command', 'evaluate', 'predict', 'export', 'main']
+           'train', 'start_from', 'write_config', 'trackers', 'finish', 'command', 'evaluate', 'predict', 'as_record',
+           'as_text', 'export', 'write_record', 'results', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -14,11 +15,13 @@ from inspect import getsource
 from pathlib import Path
 from re import findall
 from typing import Any, get_type_hints
+import numpy as np
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from . import __version__
 from .checkpoint import has_checkpoint
-from .config import from_dict
+from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
+from .data.layouts import EMPTY
 from .fit import FitConfig, fit, refuse_existing
 from .tasks import FRAMEWORKS, TASKS, Task, choose_framework, learner_class, machine
 
@@ -27,7 +30,8 @@ def comments(
     record:type, # a dataclass with a comment beside each field
 ) -> dict[str,str]: # field -> comment
     "The comments beside the fields of a dataclass"
-    found = dict(findall(r'(?m)^\s+(\w+)\s*:[^#\n]*#\s*(.*)$', getsource(record)))
+    lines = '\n'.join(getsource(r) for r in reversed(record.__mro__[:-1]))
+    found = dict(findall(r'(?m)^\s+(\w+)\s*:[^#\n]*#\s*(.*)$', lines))
     return {f.name: found.get(f.name, '') for f in fields(record)}
 
 def add_record(
@@ -58,7 +62,7 @@ def select(
     words:list[str], # the command line
 ) -> tuple: # what to call, and the parsed flags
     "Find the function and parse the flags that a command line asks for"
-    name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, export)}, words)
+    name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, export, results)}, words)
     if name != 'train': return globals()[name], globals()[name].parser(f'mlxvit {name}').parse_args(words[1:])
     task = choose('mlxvit train', 'task', {n: t.about for n,t in TASKS.items()}, words[1:])
     parser = train_parser(task, TASKS[task])
@@ -75,6 +79,7 @@ def train_parser(
     p.add_argument('--config', action='config', help='a YAML file of these settings; flags after it win')
     p.add_argument('--out', type=str, default=f'runs/{name}', help='folder of the run')
     p.add_argument('--framework', type=str, default='auto', help=f"one of {', '.join(FRAMEWORKS)}")
+    p.add_argument('--init', type=str, default='', help='begin with the weights of this model: a shipped one, or the folder of a run')
     p.add_argument('--resume', action='store_true', help='go on with the run in --out, with its own settings')
     p.add_argument('--stop_after', type=int, default=None, help='leave after this many epochs of the whole run; --resume goes on')
     p.add_argument('--track', choices=list(TRACKERS), default='none', help='also track with Weights & Biases')
@@ -85,11 +90,15 @@ def train_parser(
 # %% ../nbs/5_ship/22_cli.ipynb #93566897
 def records(
     task:Task,     # whose defaults apply
-    cfg:Namespace, # the parsed flags
+    cfg:Namespace, # the parsed flags; `given`: those that were typed
 ) -> dict: # 'fit', 'model', 'data': the records asked for
-    "What was asked for, as records"
-    flat = {f.name: cfg[f.name] for f in fields(task.fit)}
-    return dict(fit=type(task.fit)(**flat), model=type(task.model)(**vars(cfg.model)), data=type(task.data)(**vars(cfg.data)))
+    "What was asked for, as records; the data decides a part of the model"
+    recipe = {f.name: cfg[f.name] for f in fields(task.fit)}
+    data = type(task.data)(**vars(cfg.data))
+    shape, typed = task.shape(data), vars(cfg.given.get('model') or Namespace())
+    for n, v in shape.items():
+        if typed.get(n, v) != v: raise ValueError(f'{task.about}: the data needs model.{n}={v}, got {typed[n]}')
+    return dict(fit=type(task.fit)(**recipe), model=type(task.model)(**{**vars(cfg.model), **shape}), data=data)
 
 def resumed(
     task:Task,       # whose records they are
@@ -115,18 +124,30 @@ def train(
     "Train a model"
     task, out = TASKS[name], Path(cfg.out)
     asked = resumed(task, cfg.given, out) if cfg.resume else records(task, cfg)
-    for n in ('image_size', 'channels', 'K', 'C'):
-        if getattr(asked['model'], n) != getattr(task.model, n): raise ValueError(f'the task {name} needs model.{n}={getattr(task.model, n)}, got {getattr(asked["model"], n)}')
     if not cfg.resume: refuse_existing(out)
     framework = choose_framework(cfg.framework)
     train_batches, valid = task.batches(asked['data'], asked['fit'])
     learner = learner_class(framework).build(asked['model'], asked['fit'])
+    if cfg.init and not cfg.resume: start_from(learner, cfg.init, asked['model'])
     trained = dict(command=shlex.join(['mlxvit', *words]), **machine(), framework=framework, mlxvit=__version__)
     about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), trained=trained)
     write_config(out, asked)
     print(f"{name}: {sum(w.size for w in learner.weights().values()):,} parameters, {framework}, {asked['fit'].epochs} epochs of {len(train_batches)} steps, in {out}")
-    log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after, trackers(cfg, out, about), progress=not cfg.quiet)
-    finish(log, out, asked['fit'].epochs)
+    log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after, trackers(cfg, out, about), task.best, progress=not cfg.quiet)
+    finish(log, out, asked['fit'].epochs, task.best)
+
+def start_from(
+    learner:Any,     # gets the weights
+    source:str,      # a shipped model, or the folder of a run
+    model:ViTConfig, # what is to be trained
+):
+    "Begin with the weights of another model, its positions fitted to the new grid"
+    from mlxvit.reader import find
+    from mlxvit.checkpoint import check_weights, load_checkpoint
+    checkpoint = load_checkpoint(find(source))
+    weights = resize_positions(checkpoint.weights, from_dict(ViTConfig, checkpoint.config['model']), model)
+    check_weights(weights, parameter_shapes(model), f'{source}, where training should begin,')
+    learner.load(weights)
 
 # %% ../nbs/5_ship/22_cli.ipynb #b893ba74
 def write_config(
@@ -154,11 +175,12 @@ def finish(
     log:list,   # records of the run
     out:Path,   # its folder
     epochs:int, # of the whole run
+    score:str,  # that decides which is best
 ):
     "Say how it went and what can be done next"
-    done = [r for r in log if 'valid_accuracy' in r]
-    best = max(done, key=lambda r: (r['valid_accuracy'], r['epoch']))
-    print(f"best validation accuracy {best['valid_accuracy']:.2%} after epoch {best['epoch']}; {done[-1]['seconds']:.0f} s of training on {machine()['cores']} cores")
+    done = [r for r in log if f'valid_{score}' in r]
+    best = max(done, key=lambda r: (r[f'valid_{score}'], r['epoch']))
+    print(f"best validation {score} {best[f'valid_{score}']:.2%} after epoch {best['epoch']}; {done[-1]['seconds']:.0f} s of training on {machine()['cores']} cores")
     if done[-1]['epoch'] < epochs: print(f'stopped after epoch {done[-1]["epoch"]} of {epochs}; go on with: mlxvit train {json.loads((out/"last/config.json").read_text())["task"]} --out {out} --resume')
     else: print(f'next: mlxvit evaluate {out}   mlxvit predict {out} IMAGE')
 
@@ -171,7 +193,8 @@ def command(
         def parser(prog):
             p = ArgumentParser(prog=prog, description=f.__doc__)
             for name,(kind, default, about) in flags.items():
-                if default is ...: p.add_argument(name, type=kind, help=about) if kind is str else p.add_argument(name, nargs='+', help=about)
+                if kind is list: p.add_argument(name, help=about, **(dict(nargs='+') if default is ... else dict(nargs='*', default=default)))
+                elif default is ...: p.add_argument(name, type=kind, help=about)
                 elif kind is bool: p.add_argument(f'--{name}', action='store_true', help=about)
                 else: p.add_argument(f'--{name}', type=kind, default=default, help=about)
             return p
@@ -189,9 +212,10 @@ def evaluate(
 ):
     "Examine a model on the official test set"
     from mlxvit.reader import load, shipped
+    from mlxvit.results import describe
     reader = load(cfg.model, cfg.framework)
     scores = reader.learner.evaluate(TASKS[reader.task].exam(reader.data))
-    print(f"{cfg.model}: {scores['accuracy']:.2%} of the test classifications right, loss {scores['loss']:.4f}")
+    print(f"{cfg.model}: {describe(scores, reader.model.K)}; loss {scores['loss']:.4f}")
     if cfg.model not in shipped():
         (Path(cfg.model)/'metrics.json').write_text(json.dumps(scores, indent=2)+'\n')
         print(f'written to {Path(cfg.model)/"metrics.json"}')
@@ -210,23 +234,64 @@ def predict(
         try: seen = reader.prepare(path)
         except ImageError as e: failed += 1; print(f'mlxvit: error: {e}', file=sys.stderr); continue
         if cfg.prepared: save_png(seen[0], Path(cfg.prepared)/f'{n}-{Path(path).stem}.png')
-        chance = reader.probabilities(seen)[0,0]
-        answer = dict(image=str(path), digit=int(chance.argmax()), probability=round(float(chance.max()), 4))
-        print(json.dumps(answer) if cfg.json else f"{path}: {answer['digit']} ({answer['probability']:.1%})")
+        answer = as_record(reader.probabilities(seen)[0], reader.model)
+        print(json.dumps(dict(image=str(path), **answer)) if cfg.json else f'{path}: {as_text(answer)}')
     return 1 if failed else 0
 
+def as_record(
+    chance:np.ndarray, # (K, C) probabilities
+    model:ViTConfig,   # its cells
+) -> dict: # plain values
+    "An answer for programs: a digit, or rows of cells (10 is empty) and the digits found in them"
+    digit, sure = chance.argmax(-1), chance.max(-1).astype(float).round(4)
+    if model.K == 1: return dict(digit=int(digit[0]), probability=float(sure[0]))
+    (rows, cols), each = model.cells, range(model.K)
+    found = [dict(digit=int(digit[k]), row=k//cols, column=k%cols, probability=float(sure[k])) for k in each if digit[k] != EMPTY]
+    return dict(cells=digit.reshape(rows, cols).tolist(), digits=found)
+
+def as_text(
+    answer:dict, # as `as_record` gives it
+) -> str:
+    "An answer for people: a digit, or the grid, with a dot in an empty cell"
+    if 'digit' in answer: return f"{answer['digit']} ({answer['probability']:.1%})"
+    least = min((d['probability'] for d in answer['digits']), default=1.)
+    grid = '\n'.join(' '.join('.' if c == EMPTY else str(c) for c in row) for row in answer['cells'])
+    return f"{len(answer['digits'])} digits" + (f', each at least {least:.1%} sure' if answer['digits'] else '') + f'\n{grid}'
+
 # %% ../nbs/5_ship/22_cli.ipynb #b8c5db7b
-@command(model=MODEL, out=(str, ..., 'folder to write to'))
+@command(model=MODEL, out=(str, ..., 'folder to write to'), record=(bool, False, 'no weights either: settings, log and scores alone'))
 def export(
     cfg:Namespace, # the parsed flags
 ):
-    "Keep the weights of a run alone, to share or ship"
+    "Keep the weights of a run alone, to share or ship, with its log and its scores"
     from mlxvit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from mlxvit.reader import find
-    run = load_checkpoint(find(cfg.model))
+    run, scores, out = load_checkpoint(find(cfg.model)), Path(cfg.model)/'metrics.json', Path(cfg.out)
     trained = {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
-    save_checkpoint(cfg.out, Checkpoint({**run.config, 'trained': trained}, run.weights, metrics=[r for r in run.metrics if 'epoch' in r]))
-    print(f'{cfg.out}: {sum(w.nbytes for w in run.weights.values())/1e6:.1f} MB of weights')
+    config, log = {**run.config, 'trained': trained}, [r for r in run.metrics if 'epoch' in r]
+    if cfg.record: write_record(out, config, log)
+    else: save_checkpoint(out, Checkpoint(config, run.weights, metrics=log))
+    if scores.exists(): (out/'metrics.json').write_text(scores.read_text())
+    print(f'{out}: ' + ('a record' if cfg.record else f'{sum(w.nbytes for w in run.weights.values())/1e6:.1f} MB of weights') + (' and test scores' if scores.exists() else f'; no test scores: mlxvit evaluate {cfg.model} first'))
+
+def write_record(
+    out:Path,    # folder
+    config:dict, # settings
+    log:list,    # epochs
+):
+    "Write what a run was and did, without its weights"
+    if (out/'config.json').exists(): raise FileExistsError(f'{out} exists: choose another folder')
+    out.mkdir(parents=True, exist_ok=True)
+    (out/'config.json').write_text(json.dumps(config, indent=2)+'\n')
+    (out/'metrics.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in log))
+
+@command(runs=(list, [], 'folders of runs; none: the shipped models'))
+def results(
+    cfg:Namespace, # the parsed flags
+):
+    "Print a table of runs: task, parameters, score, seconds, command"
+    from mlxvit.results import results_table
+    print(results_table(cfg.runs))
 
 # %% ../nbs/5_ship/22_cli.ipynb #1cf62754
 def main(

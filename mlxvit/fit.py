@@ -30,6 +30,8 @@ class FitConfig:
     weight_decay: float = 0.05     # pull of the matrices towards zero
     clip: float = 1.          # longest gradient, in Euclidean norm; 0: any
     label_smoothing: float = 0.1   # share of the target spread over all classes
+    class_weights: tuple[float, ...] = () # weight of each class in the loss; (): all alike
+    focal: float = 0.         # how much the loss turns from what is already known; 0: not at all
     average: float = 0.999    # memory of the averaged weights, a step; 0: no averaging
     precision: str = 'float32'     # of the forward pass: 'float32' or 'bfloat16'
     seed: int = 0             # of weights, order, augmentation and dropout
@@ -38,9 +40,11 @@ class FitConfig:
         if self.schedule not in SCHEDULES: raise ValueError(f'unknown schedule {self.schedule!r}: choose one of {SCHEDULES}')
         if self.precision not in PRECISIONS: raise ValueError(f'unknown precision {self.precision!r}: choose one of {PRECISIONS}')
         if self.epochs < 1 or self.batch_size < 1: raise ValueError(f'epochs and batch_size should be at least 1, got {self.epochs} and {self.batch_size}')
+        object.__setattr__(self, 'class_weights', tuple(self.class_weights))
+        if self.class_weights and not (min(self.class_weights) >= 0 < max(self.class_weights) < math.inf): raise ValueError(f'class_weights should be finite and not negative, and not all 0, got {self.class_weights}')
         for name in ('warmup', 'final_lr', 'label_smoothing', 'average'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} should be in [0, 1), got {getattr(self, name)}')
-        for name in ('lr', 'weight_decay', 'clip'):
+        for name in ('lr', 'weight_decay', 'clip', 'focal'):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f'{name} should be finite and not negative, got {getattr(self, name)}')
 
     def to_dict(self) -> dict:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'FORMATS', 'ImageError', 'open_image', 'read_bytes', 'bounded', 'to_grey', 'on_background',
-           'strongest', 'find_ink', 'cut_out', 'centre', 'prepare_digit', 'save_png', 'show_preparation']
+           'strongest', 'find_ink', 'cut_out', 'centre', 'prepare_digit', 'save_png', 'show_preparation',
+           'prepare_grid', 'prepare_canvas']
 
 # %% ../nbs/5_ship/22_images.ipynb #8201b5cc
 import io, warnings
@@ -161,3 +162,30 @@ def show_preparation(
     ink = find_ink(grey)
     steps = [255-grey, ink*255, np.asarray(cut_out(ink)), centre(cut_out(ink))]
     return show_images(steps, ['as opened', 'ink', 'cut out', 'as the model sees it'], size=1.7)
+
+# %% ../nbs/5_ship/22_images.ipynb #e4b522f2
+def prepare_grid(
+    source:str|Path|bytes|Image.Image, # path, contents of a file, or a PIL image
+    size:tuple[int,int], # (H, W) of the result, multiples of 28
+) -> np.ndarray: # (H, W) uint8, ink is 255
+    "Prepare an image of a grid of digits: cut it into equal cells, and prepare each as MNIST was"
+    ink, (rows, cols) = find_ink(to_grey(open_image(source))), (size[0]//28, size[1]//28)
+    if min(ink.shape[0]//rows, ink.shape[1]//cols) < 8: raise ImageError(f'the image is too small for {rows}×{cols} digits: {ink.shape[0]}×{ink.shape[1]} pixels')
+    def one(row, col, cell):
+        if cell.max() < 0.5: raise ImageError(f'the cell in row {row+1}, column {col+1} of {rows}×{cols} is blank; a layout model reads images with any number of digits')
+        return centre(cut_out(cell))
+    return np.block([[one(r, c, cell) for c, cell in enumerate(np.array_split(line, cols, 1))] for r, line in enumerate(np.array_split(ink, rows))])
+
+# %% ../nbs/5_ship/22_images.ipynb #65db1b2e
+def prepare_canvas(
+    source:str|Path|bytes|Image.Image, # path, contents of a file, or a PIL image
+    size:tuple[int,int], # (H, W) of the result
+) -> np.ndarray: # (H, W) uint8, ink is 255
+    "Prepare an image of any number of digits: of the right size as it is, else shrunk to fit, on paper"
+    grey, (H, W) = to_grey(open_image(source)), size
+    if grey.shape == (H, W): return np.rint(255-grey if np.median(grey) > 127 else grey).astype(np.uint8)
+    if np.ptp(grey) < 24: return np.zeros(size, np.uint8)
+    ink, out = find_ink(grey), Image.new('L', (W, H))
+    h, w = (max(1, round(n*min(H/ink.shape[0], W/ink.shape[1]))) for n in ink.shape)
+    out.paste(Image.fromarray(np.uint8(ink*255)).resize((w, h), Image.Resampling.BOX if h <= ink.shape[0] else Image.Resampling.BILINEAR), ((W-w)//2, (H-h)//2))
+    return np.asarray(out)

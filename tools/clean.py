@@ -1,15 +1,16 @@
 """Clean the notebooks for git: nbdev_clean, then no widgets, which some viewers cannot draw and no reader can move.
 
-    python tools/clean.py
+    python tools/clean.py [NOTEBOOK ...]     # none: all of nbs/
 """
-import json
+import json, sys
 from pathlib import Path
 from nbdev.clean import nbdev_clean
 
 VIEW = 'application/vnd.jupyter.widget-view+json'
 
-nbdev_clean.__wrapped__()
-for path in (Path(__file__).resolve().parent.parent/'nbs').rglob('*.ipynb'):
+named = [Path(a) for a in sys.argv[1:]]
+for path in named or [None]: nbdev_clean.__wrapped__(fname=path)
+for path in named or (Path(__file__).resolve().parent.parent/'nbs').rglob('*.ipynb'):
     if '.ipynb_checkpoints' in path.parts: continue
     nb = json.loads(path.read_text(encoding='utf-8'))
     before = json.dumps(nb)

@@ -220,7 +220,7 @@ class Batches:
     def epoch(self,
         epoch:int,   # which epoch: the order depends on it
         start:int=0, # first batch, to resume in the middle
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B, H, W) float32 normalised, (B, 1) int64
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B, H, W) float32 normalised, (B, K) int64; K is 1 for single digits
         "The batches of one epoch, from batch `start`"
         n = len(self.digits.labels)
         order = np.random.default_rng([self.seed, epoch]).permutation(n) if self.shuffle else np.arange(n)
@@ -230,4 +230,4 @@ class Batches:
         "One batch"
         images = self.digits.images[at]
         if self.warps: images = self.warps(images, np.random.default_rng([self.seed, epoch, i]).integers(len(self.warps), size=len(at)))
-        return normalise(images), self.digits.labels[at, None]
+        return normalise(images), self.digits.labels[at].reshape(len(at), -1)

@@ -29,6 +29,7 @@ class Learner:
         groups = [dict(params=[p for n,p in self.parameters.items() if decays(n, p.shape) == d], weight_decay=config.weight_decay*d) for d in (True, False)]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.99), fused=self.device.type != 'mps')
         self.averaged = {n: p.detach().clone() for n,p in self.parameters.items()} if config.average else {}
+        self.class_weights = torch.tensor(config.class_weights, device=self.device)
 
     @classmethod
     def build(cls,
@@ -63,13 +64,26 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed*2**32 + self.steps)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == 'bfloat16'): logits, targets = self.forward(self.model, batch)
-        loss = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=c.label_smoothing)
+        loss = self.loss(logits.float(), targets)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), c.clip or math.inf, foreach=True)
         out = dict(loss=loss.item(), grad_norm=norm.item())
         if all(map(math.isfinite, out.values())): self.update()
         return out
+
+    def loss(self,
+        logits:Tensor,  # (n, C)
+        targets:Tensor, # (n,)
+    ) -> Tensor: # ()
+        "Cross-entropy with label smoothing (Szegedy et al., 2016), class weights and focus (Lin et al., 2017)"
+        c = self.config
+        if c.class_weights and len(c.class_weights) != logits.shape[1]: raise ValueError(f'{len(c.class_weights)} class weights for {logits.shape[1]} classes')
+        each = nn.functional.cross_entropy(logits, targets, label_smoothing=c.label_smoothing, reduction='none')
+        if c.focal: each = each*(1 - logits.softmax(-1).gather(1, targets[:,None])[:,0])**c.focal
+        if not c.class_weights: return each.mean()
+        weight = self.class_weights[targets]
+        return (each*weight).sum()/weight.sum()
 
     def update(self):
         "Move the weights, and their average"
@@ -84,17 +98,18 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self,
-        batches:Iterable, # yields (images, targets), NumPy
-    ) -> dict[str,float]: # mean loss; accuracy of classifications; exact: share of items with all of them right
+        batches:Iterable, # yields (images, targets), NumPy; may have `scores(targets, answers)` for more figures
+    ) -> dict[str,float]: # mean loss; accuracy of classifications; exact: share of items with all of them right; and the batches' own scores
         "Loss and accuracy of the averaged weights"
         self.model.eval()
-        loss = right = exact = n = items = 0
+        loss, answers, truth = 0., [], []
         for batch in batches:
             logits, targets = self.forward(self.averaged_model, batch)
-            hits = (logits.argmax(-1) == targets).view(len(batch[0]), -1)
             loss += nn.functional.cross_entropy(logits, targets, reduction='sum').item()
-            right, exact, n, items = right+hits.sum().item(), exact+hits.all(1).sum().item(), n+hits.numel(), items+len(hits)
-        return dict(loss=loss/n, accuracy=right/n, exact=exact/items)
+            answers.append(logits.argmax(-1).cpu().numpy().reshape(len(batch[0]), -1)); truth.append(batch[1].reshape(len(batch[0]), -1))
+        answers, truth = np.concatenate(answers), np.concatenate(truth)
+        hits, more = answers == truth, getattr(batches, 'scores', lambda *_: {})
+        return dict(loss=loss/hits.size, accuracy=float(hits.mean()), exact=float(hits.all(1).mean()), **more(truth, answers))
 
     @torch.no_grad()
     def logits(self,

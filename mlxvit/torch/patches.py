@@ -36,24 +36,24 @@ def unpatchify(
 
 # %% ../../nbs/1_digit/02_patches.ipynb #fd7549fa
 class PatchEmbedding(nn.Module):
-    "Patches to tokens: a linear layer, a class token if asked for, and learned positions (Dosovitskiy et al., 2021, eq. 1)"
+    "Patches to tokens: a linear layer, class tokens if asked for, and learned positions (Dosovitskiy et al., 2021, eq. 1)"
     def __init__(self,
         grid:tuple[int,int],   # patches down and across
         patch_size:int,        # side of a patch, pixels
         dim:int,               # width D of a token
         channels:int=1,        # of the images
-        cls_token:bool=True,   # put a class token in front?
+        cls_tokens:int=1,      # class tokens to put in front
     ):
         super().__init__()
         self.patch_size, self.image_size = patch_size, (grid[0]*patch_size, grid[1]*patch_size)
         self.projection = nn.Linear(patch_size*patch_size*channels, dim)
-        if cls_token: self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.position = nn.Parameter(torch.randn(1, grid[0]*grid[1]+cls_token, dim)*0.02)
+        if cls_tokens: self.cls_token = nn.Parameter(torch.zeros(1, cls_tokens, dim))
+        self.position = nn.Parameter(torch.randn(1, grid[0]*grid[1]+cls_tokens, dim)*0.02)
 
     def forward(self,
         images:Tensor, # (B, H, W) or (B, H, W, channels), normalised
-    ) -> Tensor:       # (B, N, D) tokens, or (B, 1+N, D) with the class token first
-        "Cut, project, put the class token in front, add positions"
+    ) -> Tensor:       # (B, cls_tokens+N, D) tokens, class tokens first
+        "Cut, project, put the class tokens in front, add positions"
         if tuple(images.shape[1:3]) != self.image_size: raise ValueError(f'expected images of {self.image_size[0]}×{self.image_size[1]}, got shape {tuple(images.shape)}')
         tokens = self.projection(patchify(images, self.patch_size))
         if hasattr(self, 'cls_token'): tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)

@@ -65,10 +65,10 @@ class ViT(nn.Module):
     ):
         super().__init__()
         c = self.config = config
-        self.embedding = PatchEmbedding(c.grid, c.patch_size, c.dim, c.channels, cls_token=c.head == 'cls')
+        self.embedding = PatchEmbedding(c.grid, c.patch_size, c.dim, c.channels, c.cls_tokens)
         self.blocks = nn.ModuleList([Block(c.dim, c.heads, c.hidden, c.activation, c.dropout) for _ in range(c.depth)])
         self.norm = nn.LayerNorm(c.dim, eps=1e-6)
-        self.head = nn.Linear(c.dim, c.C if c.head == 'patch' else c.K*c.C)
+        self.head = nn.Linear(c.dim, c.outputs)
         self.dropout = nn.Dropout(c.dropout)
         shapes = {n: tuple(p.shape) for n,p in self.state_dict().items()}
         self.load_state_dict({n: torch.from_numpy(v) for n,v in initial_values(shapes, c.depth, seed).items()})
@@ -85,10 +85,17 @@ class ViT(nn.Module):
         images:Tensor, # (B, H, W) or (B, H, W, channels), normalised
     ) -> Tensor:       # (B, K, C) logits: scores before a softmax
         "Scores of every class, for every classification"
-        x = self.features(images)
-        if self.config.head == 'cls': x = x[:,0]
-        if self.config.head == 'mean': x = x.mean(1)
-        return self.head(x).view(len(images), self.config.K, self.config.C)
+        c, x = self.config, self.features(images)
+        if c.cls_tokens: x = x[:,:c.cls_tokens]
+        if c.head == 'mean': x = self.pool(x)
+        return self.head(x).view(len(images), c.K, c.C)
+
+    def pool(self,
+        x:Tensor,  # (B, N, D) tokens of the patches
+    ) -> Tensor:   # (B, K, D)
+        "The mean over the patches of each cell"
+        (h, w), (rows, cols) = self.config.grid, self.config.cells
+        return x.view(len(x), rows, h//rows, cols, w//cols, -1).mean((2, 4)).flatten(1, 2)
 
     @torch.no_grad()
     def attention(self,
