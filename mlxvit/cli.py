@@ -146,7 +146,7 @@ def start_from(
     from mlxvit.checkpoint import check_weights, load_checkpoint
     checkpoint = load_checkpoint(find(source))
     weights = resize_positions(checkpoint.weights, from_dict(ViTConfig, checkpoint.config['model']), model)
-    check_weights(weights, parameter_shapes(model), f'{source}, where training should begin,')
+    check_weights(weights, parameter_shapes(model), f'{source}, named by --init')
     learner.load(weights)
 
 # %% ../nbs/5_ship/22_cli.ipynb #b893ba74

@@ -78,6 +78,7 @@ def show_cells(
     for i, ax in enumerate(fig.axes[:len(images)]):
         (H, W), (rows, columns) = images[i].shape, answers[i].shape
         h, w = H/rows, W/columns
+        ax.add_patch(plt.Rectangle((-0.5, -0.5), W, H, fill=False, ec='lightgrey', lw=0.8))
         for (r, c), answer in np.ndenumerate(answers[i]):
             note, color = cell_note(int(answer), None if truth is None else int(truth[i][r,c]), empty)
             if not note: continue

@@ -105,16 +105,17 @@ class LayoutData(DigitData):
     most: int = 4           # most digits on a canvas
     crowd: int = 0          # most digits on a canvas in training, if more than in the examination
     gap: int = 1            # least distance between two digits' boxes, pixels; below 0 they may overlap
+    margin: float = 0.25    # least distance of a digit's centre from the border of its cell, pixels
     zoom: float = 0.        # largest change of size that is part of the task, as a fraction: 0.3 is 0.7 to 1.3
     turn: float = 0.        # largest rotation that is part of the task, degrees
-    noise: float = 0.       # deviation of the noise on every pixel, of 255
+    noise: float = 0.       # standard deviation of the noise on every pixel, of 255
     canvases: int = 25_000  # canvases an epoch
 
 def layout_of(
     data:LayoutData, # canvas and digits
 ) -> Layout:
     "The layout that the data asks for, in cells of 8 pixels"
-    return Layout(data.size, 8, data.least, data.most, data.gap, data.noise)
+    return Layout(data.size, 8, data.least, data.most, data.gap, data.margin, data.noise)
 
 def layout_shape(
     data:LayoutData, # canvas

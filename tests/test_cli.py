@@ -5,8 +5,10 @@ from conftest import TINY
 
 
 @pytest.mark.parametrize('args, words', [
-    (['--help'], ['train', 'evaluate', 'predict', 'export']),
-    (['train', '--help'], ['digit']),
+    (['--help'], ['train', 'evaluate', 'predict', 'export', 'results']),
+    (['train', '--help'], ['digit', 'grid', 'layout']),
+    (['train', 'grid', '--help'], ['--data.rows', 'cells down', 'largest rotation, degrees']),
+    (['train', 'layout', '--help'], ['--data.size', '--data.most', 'most digits on a canvas', '--init', '--class_weights', '--focal']),
     (['train', 'digit', '--help'], ['--epochs', '--model.dim', '--data.rotate', 'passes over the training set', '--config', '--resume']),
     (['predict', '--help'], ['--json', '--prepared']),
     (['evaluate', '--help'], ['--framework']),
@@ -33,7 +35,20 @@ def test_help(mlxvit, args, words):
     (1, ['train', 'digit', '--data.limit', '10'], ['cannot make batches of 64 from 10']),
     (2, ['train', 'digit', '--track', 'paper'], ['paper', 'wandb-offline']),
     (1, ['train', 'digit', '--resume'], ['no checkpoint at']),
-    (1, ['train', 'digit', '--model.C', '5'], ['the task digit needs model.C=10, got 5']),
+    (1, ['train', 'digit', '--model.C', '5'], ['the data needs model.C=10, got 5']),
+    (1, ['train', 'grid', '--data.rows', '0'], ['at least 1 each way', '(0, 2)']),
+    (1, ['train', 'grid', '--data.cols', '3', '--model.cells', '[2,2]'], ['the data needs model.cells=(2, 3), got (2, 2)']),
+    (1, ['train', 'grid', '--model.patch_size', '14', '--model.head', 'sum'], ["unknown head 'sum'"]),
+    (1, ['train', 'grid', '--model.patch_size', '56'], ['2×2 cells do not divide 1×1 patches']),
+    (1, ['train', 'grid', '--data.limit', '100'], ['cannot make batches of 64 grids of 2×2 from 100 digits']),
+    (1, ['train', 'layout', '--data.size', '[60,64]'], ['cells of 8 px do not tile a 60×64 canvas']),
+    (1, ['train', 'layout', '--data.least', '5'], ['expected 0 <= least <= most digits, got 5 and 4']),
+    (1, ['train', 'layout', '--data.most', '65'], ['64 cells hold at most 64 digits, got 65']),
+    (1, ['train', 'layout', '--data.size', '[16,16]', '--data.least', '1', '--data.most', '1', '--data.canvases', '64'], ['found no room for 1 digits on a 16×16 canvas']),
+    (1, ['train', 'layout', '--data.canvases', '10'], ['cannot make batches of 64 from 10 canvases']),
+    (1, ['train', 'layout', '--class_weights', '[1,2]', '--data.canvases', '64', '--data.valid', '100'], ['2 class weights for 11 classes']),
+    (1, ['train', 'layout', '--init', 'digit', '--data.canvases', '64', '--data.valid', '100'], ['digit, named by --init: embedding.projection.weight has shape (96, 16), expected (96, 64)']),
+    (1, ['results', 'nowhere'], ['nowhere is no run']),
     (1, ['train', 'digit', '--stop_after', '-1', '--data.limit', '640', '--out', 'never'], ['stop_after should be at least 1']),
     (1, ['evaluate', 'nowhere'], ["no model 'nowhere'", 'digit']),
     (1, ['predict', 'digit', 'nowhere.png'], ['nowhere.png does not exist']),
@@ -124,3 +139,50 @@ def test_wandb_offline_writes_what_the_log_says(mlxvit, tmp_path):
     log = [json.loads(l) for l in (tmp_path/'r'/'metrics.jsonl').read_text().splitlines()]
     accuracy = lambda records: [r['valid_accuracy'] for r in records if 'valid_accuracy' in r]
     assert len(accuracy(log)) == 6 and accuracy(rows) == pytest.approx(accuracy(log))
+
+
+SMALL = '--epochs 1 --data.limit 640 --data.valid 100 --model.dim 16 --model.heads 2 --model.depth 1 --quiet'.split()
+
+
+def test_a_grid_from_training_to_prediction(mlxvit, tmp_path):
+    "Train, examine, predict a picture, export a record, and print the table: three digits in a row"
+    from PIL import Image
+    from mlxvit.data.mnist import load_digits
+    import numpy as np
+    run, picture = tmp_path/'three', tmp_path/'number.png'
+    assert mlxvit('train', 'grid', '--data.rows', 1, '--data.cols', 3, '--out', run, *SMALL).returncode == 0
+    p = mlxvit('evaluate', run)
+    assert 'digits: ' in p.stdout and 'whole images: ' in p.stdout
+    Image.fromarray(255-np.hstack(load_digits('test').images[:3])).resize((420, 140)).save(picture)
+    answer = json.loads(mlxvit('predict', run, picture, '--json').stdout)
+    assert np.shape(answer['cells']) == (1, 3) and [d['column'] for d in answer['digits']] == [0, 1, 2]
+    words = mlxvit('predict', run, picture).stdout.splitlines()
+    assert 'number.png: 3 digits, each at least ' in words[0] and words[1].split() == [str(c) for c in answer['cells'][0]]
+    p = mlxvit('export', run, tmp_path/'record', '--record')
+    assert p.returncode == 0 and sorted(f.name for f in (tmp_path/'record').iterdir()) == ['config.json', 'metrics.json', 'metrics.jsonl']
+    table = mlxvit('results', run, tmp_path/'record').stdout
+    assert table.count('mlxvit train grid --data.rows 1 --data.cols 3') == 2 and 'whole images' in table
+
+
+def test_a_layout_begins_with_the_weights_of_another(mlxvit, tmp_path):
+    "--init takes over everything but the positions, which are stretched; with a rate of nought they stay so"
+    import numpy as np
+    from safetensors.numpy import load_file
+    small, large = tmp_path/'small', tmp_path/'large'
+    layout = ('train', 'layout', '--data.canvases', 64, *SMALL)
+    assert mlxvit(*layout, '--data.size', '[32,32]', '--data.most', 1, '--out', small).returncode == 0
+    p = mlxvit(*layout, '--data.size', '[32,64]', '--data.most', 2, '--lr', 0, '--init', small, '--out', large)
+    assert p.returncode == 0, p.stderr
+    a, b = (load_file(r/'best'/'model.safetensors') for r in (small, large))
+    assert a['embedding.position'].shape[1] == 16 and b['embedding.position'].shape[1] == 32
+    assert all(np.array_equal(a[n], b[n]) for n in a if n != 'embedding.position')
+    assert json.loads((large/'best'/'config.json').read_text())['data']['size'] == [32, 64]
+
+
+def test_a_layout_is_printed_with_dots(mlxvit, tmp_path):
+    "An empty canvas is an answer, not an error"
+    from PIL import Image
+    Image.new('L', (64, 64), 255).save(tmp_path/'blank.png')
+    p = mlxvit('predict', 'layout', tmp_path/'blank.png')
+    assert p.stdout.splitlines()[0].endswith('blank.png: 0 digits') and p.stdout.splitlines()[1:] == ['. . . . . . . .']*8
+    assert json.loads(mlxvit('predict', 'layout', tmp_path/'blank.png', '--json').stdout)['digits'] == []

@@ -76,3 +76,14 @@ def test_a_run_is_not_overwritten(mlxvit, run, flags, words):
     p = mlxvit('train', 'digit', '--out', run, '--quiet', *flags)
     assert p.returncode == 1 and words in p.stderr and 'Traceback' not in p.stderr
     assert (run/'last'/'model.safetensors').read_bytes() == before
+
+
+@pytest.mark.parametrize('task', ['grid', 'layout'])
+def test_other_tasks_resume_as_exactly(mlxvit, tmp_path, task):
+    "Composed grids and drawn canvases come from (seed, epoch, batch), so a second half is the same whoever draws it"
+    tiny = [*TINY, *(['--data.canvases', 320] if task == 'layout' else [])]
+    for out, more in ((tmp_path/'straight', []), (tmp_path/'halved', ['--stop_after', 1])): assert mlxvit('train', task, '--epochs', 2, '--out', out, *tiny, *more).returncode == 0
+    assert not same(tmp_path/'halved', tmp_path/'straight')
+    p = mlxvit('train', task, '--resume', '--out', tmp_path/'halved', '--quiet')
+    assert p.returncode == 0, p.stderr
+    assert same(tmp_path/'halved', tmp_path/'straight') and records(tmp_path/'halved') == records(tmp_path/'straight')

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTER = ROOT/'nbs'/'2_many'/'08_inside.ipynb'
+CHAPTER = ROOT/'nbs'/'2_many'/'08_widgets.ipynb'
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
 needs_browser = pytest.mark.skipif(not CHROMIUM, reason='no Chromium here: apt-get install chromium')

@@ -22,7 +22,7 @@ def compose_grids(
 
 # %% ../../nbs/2_many/06_grids.ipynb #903617f0
 class GridBatches(Batches):
-    "Seeded epochs of batches of grids: every digit once an epoch, every epoch other grids"
+    "Seeded epochs of batches of grids: every digit at most once an epoch, every epoch other grids"
     def __init__(self,
         digits:Digits,         # what to draw from
         size:int=64,           # grids in a batch
@@ -41,7 +41,7 @@ class GridBatches(Batches):
         images, labels = super()._batch(at, epoch, i)
         return compose_grids(images, self.rows, self.cols), labels.reshape(-1, self.rows*self.cols)
 
-# %% ../../nbs/2_many/06_grids.ipynb #db526d90
+# %% ../../nbs/2_many/06_grids.ipynb #f72c2d81
 def fixed_grids(
     digits:Digits, # what to draw from
     n:int=10_000,  # grids
@@ -50,7 +50,7 @@ def fixed_grids(
     seed:int=0,    # which grids
 ) -> Digits: # images (n, rows*h, cols*w) uint8, labels (n, rows*cols)
     "A fixed set of grids, using every digit equally often (up to one)"
-    if n < 1: raise ValueError(f'expected at least one grid, got {n}')
+    if n < 1 or min(rows, cols) < 1: raise ValueError(f'expected at least one grid of at least one row and column, got {n} of {rows}×{cols}')
     rng, total, have = np.random.default_rng(seed), n*rows*cols, len(digits.labels)
     at = np.concatenate([rng.permutation(have) for _ in range(-(-total//have))])[:total]
     return Digits(compose_grids(digits.images[at], rows, cols), digits.labels[at].reshape(n, -1))

@@ -35,7 +35,7 @@ FILES = { # (images, labels) of each split, with the SHA-256 of the gzipped file
 class Digits(NamedTuple):
     "Images with their labels"
     images: np.ndarray # (n, H, W) uint8, 0 is paper and 255 is ink
-    labels: np.ndarray # (n,) int64 classes
+    labels: np.ndarray # (n,) int64 classes; (n, K) where an image holds several
 
 # %% ../../nbs/1_digit/01_mnist.ipynb #6b71c84b
 def read_file(

@@ -37,6 +37,7 @@ class Learner:
         config:FitConfig=FitConfig(), # the recipe; its seed draws the starting weights
     ) -> 'Learner':
         "A learner for a fresh model"
+        if config.class_weights and len(config.class_weights) != model.C: raise ValueError(f'{len(config.class_weights)} class weights for {model.C} classes')
         return cls(ViT(model, config.seed), config)
 
     def tensors(self,
@@ -78,9 +79,8 @@ class Learner:
     ) -> Tensor: # ()
         "Cross-entropy with label smoothing (Szegedy et al., 2016), class weights and focus (Lin et al., 2017)"
         c = self.config
-        if c.class_weights and len(c.class_weights) != logits.shape[1]: raise ValueError(f'{len(c.class_weights)} class weights for {logits.shape[1]} classes')
         each = nn.functional.cross_entropy(logits, targets, label_smoothing=c.label_smoothing, reduction='none')
-        if c.focal: each = each*(1 - logits.softmax(-1).gather(1, targets[:,None])[:,0])**c.focal
+        if c.focal: each = each*(1 - logits.softmax(-1).gather(1, targets[:,None])[:,0]).clamp(min=1e-6)**c.focal
         if not c.class_weights: return each.mean()
         weight = self.class_weights[targets]
         return (each*weight).sum()/weight.sum()
