@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records', 'resumed',
            'train', 'start_from', 'write_config', 'trackers', 'finish', 'command', 'evaluate', 'predict', 'as_record',
-           'as_text', 'export', 'write_record', 'results', 'main']
+           'as_text', 'export', 'made_by', 'write_record', 'results', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -128,8 +128,8 @@ def train(
     framework = choose_framework(cfg.framework)
     train_batches, valid = task.batches(asked['data'], asked['fit'])
     learner = learner_class(framework).build(asked['model'], asked['fit'])
-    if cfg.init and not cfg.resume: start_from(learner, cfg.init, asked['model'])
     trained = dict(command=shlex.join(['mlxvit', *words]), **machine(), framework=framework, mlxvit=__version__)
+    if cfg.init and not cfg.resume: trained['init'] = start_from(learner, cfg.init, asked['model'])
     about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), trained=trained)
     write_config(out, asked)
     print(f"{name}: {sum(w.size for w in learner.weights().values()):,} parameters, {framework}, {asked['fit'].epochs} epochs of {len(train_batches)} steps, in {out}")
@@ -140,7 +140,7 @@ def start_from(
     learner:Any,     # gets the weights
     source:str,      # a shipped model, or the folder of a run
     model:ViTConfig, # what is to be trained
-):
+) -> dict: # how the other was trained, for the record
     "Begin with the weights of another model, its positions fitted to the new grid"
     from mlxvit.reader import find
     from mlxvit.checkpoint import check_weights, load_checkpoint
@@ -148,6 +148,7 @@ def start_from(
     weights = resize_positions(checkpoint.weights, from_dict(ViTConfig, checkpoint.config['model']), model)
     check_weights(weights, parameter_shapes(model), f'{source}, named by --init')
     learner.load(weights)
+    return made_by(checkpoint)
 
 # %% ../nbs/5_ship/22_cli.ipynb #b893ba74
 def write_config(
@@ -267,12 +268,17 @@ def export(
     from mlxvit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from mlxvit.reader import find
     run, scores, out = load_checkpoint(find(cfg.model)), Path(cfg.model)/'metrics.json', Path(cfg.out)
-    trained = {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
-    config, log = {**run.config, 'trained': trained}, [r for r in run.metrics if 'epoch' in r]
+    config, log = {**run.config, 'trained': made_by(run)}, [r for r in run.metrics if 'epoch' in r]
     if cfg.record: write_record(out, config, log)
     else: save_checkpoint(out, Checkpoint(config, run.weights, metrics=log))
     if scores.exists(): (out/'metrics.json').write_text(scores.read_text())
     print(f'{out}: ' + ('a record' if cfg.record else f'{sum(w.nbytes for w in run.weights.values())/1e6:.1f} MB of weights') + (' and test scores' if scores.exists() else f'; no test scores: mlxvit evaluate {cfg.model} first'))
+
+def made_by(
+    run:Any, # a checkpoint
+) -> dict: # command, machine, seed, epoch, seconds, and the same of the model it began with
+    "How a checkpoint was made"
+    return {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
 
 def write_record(
     out:Path,    # folder

@@ -111,6 +111,8 @@ class LayoutData(DigitData):
     noise: float = 0.       # standard deviation of the noise on every pixel, of 255
     canvases: int = 25_000  # canvases an epoch
 
+    def __post_init__(self): object.__setattr__(self, 'size', tuple(self.size))
+
 def layout_of(
     data:LayoutData, # canvas and digits
 ) -> Layout:

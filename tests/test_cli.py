@@ -72,13 +72,13 @@ def test_a_folder_named_like_a_shipped_model_is_ambiguous(mlxvit, run, tmp_path)
 
 def test_train_evaluate_predict_export(mlxvit, run, tmp_path):
     p = mlxvit('evaluate', run)
-    assert p.returncode == 0 and 'of the test classifications right' in p.stdout
+    assert p.returncode == 0 and ': digits: ' in p.stdout
     q = mlxvit('export', run, tmp_path/'small')
     assert q.returncode == 0, q.stderr
-    assert sorted(f.name for f in (tmp_path/'small').iterdir()) == ['SHA256SUMS', 'config.json', 'metrics.jsonl', 'model.safetensors']
+    assert sorted(f.name for f in (tmp_path/'small').iterdir()) == ['SHA256SUMS', 'config.json', 'metrics.json', 'metrics.jsonl', 'model.safetensors']
     trained = json.loads((tmp_path/'small'/'config.json').read_text())['trained']
     assert {'command', 'cores', 'processor', 'seconds', 'seed', 'epoch'} <= set(trained)
-    scores = lambda out: out.splitlines()[0].split(':')[1]
+    scores = lambda out: out.splitlines()[0].split(': ', 1)[1]
     assert scores(mlxvit('evaluate', tmp_path/'small').stdout) == scores(p.stdout)
 
 
@@ -176,7 +176,12 @@ def test_a_layout_begins_with_the_weights_of_another(mlxvit, tmp_path):
     a, b = (load_file(r/'best'/'model.safetensors') for r in (small, large))
     assert a['embedding.position'].shape[1] == 16 and b['embedding.position'].shape[1] == 32
     assert all(np.array_equal(a[n], b[n]) for n in a if n != 'embedding.position')
-    assert json.loads((large/'best'/'config.json').read_text())['data']['size'] == [32, 64]
+    config = json.loads((large/'best'/'config.json').read_text())
+    assert config['data']['size'] == [32, 64] and str(small) in config['trained']['init']['command'] and config['trained']['init']['epoch'] == 1
+    table = mlxvit('results', large).stdout
+    assert table.count('mlxvit train layout') == 2 and ' && ' in table
+    p = mlxvit('train', 'layout', '--resume', '--data.size', '[32,64]', '--out', large, '--quiet')
+    assert p.returncode == 0, p.stderr
 
 
 def test_a_layout_is_printed_with_dots(mlxvit, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, ASSETS = ROOT/'runs', ROOT/'mlxvit'/'assets'
 MODELS = {'digit': 'ship', 'grid': 'grid2', 'layout': 'layout3', 'layout-large': 'layout-large'} # shipped name -> run
-RECORDS = {'grid-first': 'grid', 'layout-first': 'layout', **{n: n for n in ('heads-cls', 'heads-tokens', 'heads-mean', 'loss-plain', 'loss-weights', 'loss-focal', 'loss-both')}}
+RECORDS = ('heads-cls', 'heads-tokens', 'heads-mean', 'loss-plain', 'loss-weights', 'loss-focal', 'loss-both')
 PAGES = ['2_many/06_grids', '2_many/07_layouts', '5_ship/22_results', 'index']
 
 
@@ -29,7 +29,7 @@ def take(run, target, *flags):
 
 def main():
     for name, run in MODELS.items(): take(RUNS/run, ASSETS/name)
-    for name, run in RECORDS.items(): take(RUNS/run, ASSETS/'records'/name, '--record')
+    for name in RECORDS: take(RUNS/name, ASSETS/'records'/name, '--record')
     if '--assets' in sys.argv: return
     for page in PAGES: subprocess.run([sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--inplace', ROOT/'nbs'/f'{page}.ipynb'], check=True)
     for tool in ('site.py readme', 'clean.py'): subprocess.run([sys.executable, *f'{ROOT}/tools/{tool}'.split()], check=True, cwd=ROOT)
