@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records', 'resumed',
-           'train', 'start_from', 'write_config', 'trackers', 'finish', 'command', 'evaluate', 'predict', 'as_record',
-           'as_text', 'export', 'made_by', 'write_record', 'results', 'main']
+           'train', 'began_in', 'start_from', 'write_config', 'trackers', 'finish', 'command', 'evaluate', 'predict',
+           'as_record', 'as_text', 'export', 'made_by', 'write_record', 'convert', 'bench', 'results', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -62,7 +62,7 @@ def select(
     words:list[str], # the command line
 ) -> tuple: # what to call, and the parsed flags
     "Find the function and parse the flags that a command line asks for"
-    name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, export, results)}, words)
+    name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, export, results, convert, bench)}, words)
     if name != 'train': return globals()[name], globals()[name].parser(f'mlxvit {name}').parse_args(words[1:])
     task = choose('mlxvit train', 'task', {n: t.about for n,t in TASKS.items()}, words[1:])
     parser = train_parser(task, TASKS[task])
@@ -125,7 +125,7 @@ def train(
     task, out = TASKS[name], Path(cfg.out)
     asked = resumed(task, cfg.given, out) if cfg.resume else records(task, cfg)
     if not cfg.resume: refuse_existing(out)
-    framework = choose_framework(cfg.framework)
+    framework = began_in(cfg.given, out) if cfg.resume else choose_framework(cfg.framework)
     train_batches, valid = task.batches(asked['data'], asked['fit'])
     learner = learner_class(framework).build(asked['model'], asked['fit'])
     trained = dict(command=shlex.join(['mlxvit', *words]), **machine(), framework=framework, mlxvit=__version__)
@@ -135,6 +135,16 @@ def train(
     print(f"{name}: {sum(w.size for w in learner.weights().values()):,} parameters, {framework}, {asked['fit'].epochs} epochs of {len(train_batches)} steps, in {out}")
     log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after, trackers(cfg, out, about), task.best, progress=not cfg.quiet)
     finish(log, out, asked['fit'].epochs, task.best)
+
+def began_in(
+    given:Namespace, # the flags that were typed
+    out:Path,        # folder of the run
+) -> str: # 'torch' or 'mlx'
+    "The framework of the run in `out`, unless a flag contradicts it"
+    from mlxvit.checkpoint import load_checkpoint
+    was = load_checkpoint(out/'last').config['trained']['framework']
+    if (asked := given.get('framework', 'auto')) not in ('auto', was): raise ValueError(f'{out} was trained in {was}: resume without --framework, or go on from its weights with --init {out} and another --out')
+    return choose_framework(was)
 
 def start_from(
     learner:Any,     # gets the weights
@@ -269,7 +279,7 @@ def export(
     from mlxvit.reader import find
     run, scores, out = load_checkpoint(find(cfg.model)), Path(cfg.model)/'metrics.json', Path(cfg.out)
     config, log = {**run.config, 'trained': made_by(run)}, [r for r in run.metrics if 'epoch' in r]
-    if cfg.record: write_record(out, config, log)
+    if cfg.record: write_record(out, config, run.metrics)
     else: save_checkpoint(out, Checkpoint(config, run.weights, metrics=log))
     if scores.exists(): (out/'metrics.json').write_text(scores.read_text())
     print(f'{out}: ' + ('a record' if cfg.record else f'{sum(w.nbytes for w in run.weights.values())/1e6:.1f} MB of weights') + (' and test scores' if scores.exists() else f'; no test scores: mlxvit evaluate {cfg.model} first'))
@@ -283,13 +293,41 @@ def made_by(
 def write_record(
     out:Path,    # folder
     config:dict, # settings
-    log:list,    # epochs
+    log:list,    # steps and epochs
 ):
     "Write what a run was and did, without its weights"
     if (out/'config.json').exists(): raise FileExistsError(f'{out} exists: choose another folder')
     out.mkdir(parents=True, exist_ok=True)
     (out/'config.json').write_text(json.dumps(config, indent=2)+'\n')
     (out/'metrics.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in log))
+
+@command(source=(str, ..., 'a folder of Hugging Face or timm, or owner/model@revision of the hub'), out=(str, ..., 'folder to write to'),
+         size=(list[int], [], 'height and width of the images, such as [224,224], if not the model\'s own'))
+def convert(
+    cfg:Namespace, # the parsed flags
+):
+    "Read a vision transformer of another library into a checkpoint for either framework"
+    from mlxvit.checkpoint import save_checkpoint
+    from mlxvit.convert import convert as read
+    if cfg.size and len(cfg.size) != 2: raise ValueError(f'--size wants height and width, such as [224,224], got {cfg.size}')
+    found = read(cfg.source, tuple(cfg.size) or None)
+    save_checkpoint(cfg.out, found)
+    m = found.config['model']
+    print(f"{cfg.out}: {sum(w.size for w in found.weights.values()):,} parameters; images {m['image_size'][0]}×{m['image_size'][1]}×{m['channels']}, patches of {m['patch_size']} px, {m['depth']} blocks × {m['dim']}, " + (f"{m['C']} classes" if m['C'] else 'no classifier: features'))
+
+@command(tasks=(list, [], f"whose default models to time, of {', '.join(TASKS)}; none: digit"), batch=(int, 64, 'images a step'), rounds=(int, 9, 'rounds that count'),
+         growth=(bool, False, 'measure how time and memory grow instead, in a process a point'), json=(str, '', 'file to add the figures to'))
+def bench(
+    cfg:Namespace, # the parsed flags
+):
+    "Time MLX beside PyTorch, beside its own layers, and out of the box: pairs and their ratios"
+    from mlxvit import bench as b
+    if unknown := [t for t in cfg.tasks if t not in TASKS]: raise ValueError(f'unknown task {unknown[0]!r}: choose of {list(TASKS)}')
+    for name in ('torch', 'mlx'): choose_framework(name)
+    print(machine())
+    if cfg.growth: figures = dict(growth=b.growth(cfg.rounds))
+    else: print(b.bench_table(figures := [r for t in cfg.tasks or ['digit'] for r in b.bench_rows(t, cfg.batch, cfg.rounds)]))
+    if cfg.json: b.add_figures(Path(cfg.json), figures)
 
 @command(runs=(list, [], 'folders of runs; none: the shipped models'))
 def results(

@@ -29,17 +29,24 @@ class ViTConfig:
     activation: str = 'gelu'  # one of ACTIVATIONS
     dropout: float = 0.       # chance of dropping a value after the embedding and after each branch
     cells: tuple[int,int] = (1, 1) # the answer's (rows, columns): one classification a cell, K in all
-    C: int = 10               # classes of each
+    C: int = 10               # classes of each; 0: no classifier, features alone
+    bias: bool = True         # biases of the query, key and value projections?
+    patch_bias: bool = True   # bias of the patch embedding?
+    pre_norm: bool = False    # a norm before the blocks, too (CLIP)?
+    layer_scale: bool = False # learned scales of both branches (Touvron et al., 2021)?
+    eps: float = 1e-6         # added to the variance in every norm
     head: str = 'mean'        # 'cls': one class token answers all; 'tokens': a class token a cell; 'mean': the mean of a cell's patches; 'patch': every patch is a cell
 
     def __post_init__(self):
         for n in ('image_size', 'cells'): object.__setattr__(self, n, tuple(getattr(self, n)))
         (H, W), P, (rows, cols) = self.image_size, self.patch_size, self.cells
-        positive = ('patch_size', 'channels', 'dim', 'depth', 'heads', 'C')
+        positive = ('patch_size', 'channels', 'dim', 'depth', 'heads')
         if bad := [n for n in positive if getattr(self, n) < 1]: raise ValueError(f'{bad[0]} should be at least 1, got {getattr(self, bad[0])}')
         if min(H, W, rows, cols) < 1: raise ValueError(f'image_size and cells should be at least 1 each way, got {self.image_size} and {self.cells}')
         if H%P or W%P: raise ValueError(f'patches of {P} px do not tile a {H}×{W} image')
         if self.dim%self.heads: raise ValueError(f'{self.heads} heads do not divide a width of {self.dim}')
+        if self.C < 0: raise ValueError(f'C should be at least 0, got {self.C}')
+        if not 0 < self.eps < 1: raise ValueError(f'eps should be in (0, 1), got {self.eps}')
         if not 0 <= self.dropout < 1: raise ValueError(f'dropout should be in [0, 1), got {self.dropout}')
         if self.activation not in ACTIVATIONS: raise ValueError(f'unknown activation {self.activation!r}: choose one of {ACTIVATIONS}')
         if self.head not in HEADS: raise ValueError(f'unknown head {self.head!r}: choose one of {HEADS}')
@@ -99,15 +106,17 @@ def parameter_shapes(
 ) -> dict[str,tuple]: # name -> shape of every parameter, in either framework
     "The parameters of a vision transformer: the contract that both twins fulfil"
     D, H = config.dim, config.hidden
-    linear = lambda name, n_in, n_out: {f'{name}.weight': (n_out, n_in), f'{name}.bias': (n_out,)}
+    linear = lambda name, n_in, n_out, bias=True: {f'{name}.weight': (n_out, n_in)} | ({f'{name}.bias': (n_out,)} if bias else {})
     norm = lambda name: {f'{name}.weight': (D,), f'{name}.bias': (D,)}
-    shapes = {'embedding.position': (1, config.tokens, D), **linear('embedding.projection', config.patch_size**2*config.channels, D)}
+    shapes = {'embedding.position': (1, config.tokens, D), **linear('embedding.projection', config.patch_size**2*config.channels, D, config.patch_bias)}
     if config.cls_tokens: shapes['embedding.cls_token'] = (1, config.cls_tokens, D)
+    if config.pre_norm: shapes |= norm('pre_norm')
     for i in range(config.depth):
         b = f'blocks.{i}'
-        shapes |= {**norm(f'{b}.norm1'), **linear(f'{b}.attention.qkv', D, 3*D), **linear(f'{b}.attention.out', D, D),
+        shapes |= {**norm(f'{b}.norm1'), **linear(f'{b}.attention.qkv', D, 3*D, config.bias), **linear(f'{b}.attention.out', D, D),
                    **norm(f'{b}.norm2'), **linear(f'{b}.mlp.fc1', D, H), **linear(f'{b}.mlp.fc2', H, D)}
-    return shapes | norm('norm') | linear('head', D, config.outputs)
+        if config.layer_scale: shapes |= {f'{b}.scale{n}.weight': (D,) for n in (1, 2)}
+    return shapes | norm('norm') | (linear('head', D, config.outputs) if config.C else {})
 
 # %% ../nbs/1_digit/04_config.ipynb #77be2025
 def initial_values(

@@ -167,9 +167,10 @@ def choose_framework(
 ) -> str: # 'torch' or 'mlx'
     "The framework to use here"
     if name not in FRAMEWORKS: raise ValueError(f'unknown framework {name!r}: choose one of {FRAMEWORKS}')
-    ready = lambda n: importlib.util.find_spec(n) is not None and Path(__file__).with_name(n).joinpath('learner.py').exists()
-    if name == 'auto': return 'mlx' if (platform.system(), platform.machine()) == ('Darwin', 'arm64') and ready('mlx') else 'torch'
-    if not ready(name): raise ValueError(f'framework {name!r} is not available: ' + (f'pip install {name}' if importlib.util.find_spec(name) is None else 'this version of mlxvit does not have its learner yet'))
+    installed = lambda n: importlib.util.find_spec(n) is not None
+    if name == 'auto': return 'mlx' if (platform.system(), platform.machine()) == ('Darwin', 'arm64') and installed('mlx') else 'torch'
+    if name == 'torch' and not installed('torch'): raise ValueError("framework 'torch' is not available: pip install torch")
+    if name == 'mlx': importlib.import_module('mlxvit.mlx') # where there is no MLX, its error says what to do
     return name
 
 def learner_class(

@@ -5,7 +5,7 @@ from conftest import TINY
 
 
 @pytest.mark.parametrize('args, words', [
-    (['--help'], ['train', 'evaluate', 'predict', 'export', 'results']),
+    (['--help'], ['train', 'evaluate', 'predict', 'export', 'results', 'convert', 'bench']),
     (['train', '--help'], ['digit', 'grid', 'layout']),
     (['train', 'grid', '--help'], ['--data.rows', 'cells down', 'largest rotation, degrees']),
     (['train', 'layout', '--help'], ['--data.size', '--data.most', 'most digits on a canvas', '--init', '--class_weights', '--focal']),

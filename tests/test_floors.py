@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent/'mlxvit'
 FLOORS = [ # ground up; a name stands for a module or a folder of modules
     {'data', 'config', 'text', 'images', 'plots'},
     {'torch', 'mlx', 'fit', 'tracking', 'checkpoint'},
-    {'convert', 'encoders', 'features', 'generate', 'metrics', 'explore', 'widgets', 'tasks'},
+    {'convert', 'twins', 'encoders', 'features', 'generate', 'metrics', 'explore', 'widgets', 'tasks'},
     {'reader'},
     {'results'},
     {'cli', 'app', 'bench'},

@@ -43,10 +43,11 @@ class PatchEmbedding(nn.Module):
         dim:int,               # width D of a token
         channels:int=1,        # of the images
         cls_tokens:int=1,      # class tokens to put in front
+        bias:bool=True,        # a bias in the projection?
     ):
         super().__init__()
         self.patch_size, self.image_size = patch_size, (grid[0]*patch_size, grid[1]*patch_size)
-        self.projection = nn.Linear(patch_size*patch_size*channels, dim)
+        self.projection = nn.Linear(patch_size*patch_size*channels, dim, bias=bias)
         if cls_tokens: self.cls_token = nn.Parameter(torch.zeros(1, cls_tokens, dim))
         self.position = nn.Parameter(torch.randn(1, grid[0]*grid[1]+cls_tokens, dim)*0.02)
 
