@@ -104,10 +104,9 @@ def resumed(
     task:Task,       # whose records they are
     given:Namespace, # the flags that were typed
     out:Path,        # folder of the run
+    saved:dict,      # its `config.json`
 ) -> dict: # the records of the run
     "The records of the run in `out`, unless a flag contradicts them"
-    from mlxvit.checkpoint import load_checkpoint
-    saved = load_checkpoint(out/'last').config
     kept = {part: from_dict(type(getattr(task, part)), saved[part]) for part in ('fit', 'model', 'data')}
     for part, record in kept.items():
         typed = vars(given.get(part) or Namespace()) if part != 'fit' else {n: v for n,v in vars(given).items() if n in saved['fit']}
@@ -122,15 +121,17 @@ def train(
     cfg:Namespace, # the parsed flags; `given`: those that were typed
 ):
     "Train a model"
+    from mlxvit.checkpoint import load_checkpoint
     task, out = TASKS[name], Path(cfg.out)
-    asked = resumed(task, cfg.given, out) if cfg.resume else records(task, cfg)
+    saved = load_checkpoint(out/'last').config if cfg.resume else {}
+    asked = resumed(task, cfg.given, out, saved) if cfg.resume else records(task, cfg)
     if not cfg.resume: refuse_existing(out)
-    framework = began_in(cfg.given, out) if cfg.resume else choose_framework(cfg.framework)
+    framework = began_in(cfg.given, out, saved) if cfg.resume else choose_framework(cfg.framework)
     train_batches, valid = task.batches(asked['data'], asked['fit'])
     learner = learner_class(framework).build(asked['model'], asked['fit'])
     trained = dict(command=shlex.join(['mlxvit', *words]), **machine(), framework=framework, mlxvit=__version__)
     if cfg.init and not cfg.resume: trained['init'] = start_from(learner, cfg.init, asked['model'])
-    about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), trained=trained)
+    about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), trained=trained) | {k: saved[k] for k in ('model', 'data') if saved} # as the run wrote them, though fields may have been added since
     write_config(out, asked)
     print(f"{name}: {sum(w.size for w in learner.weights().values()):,} parameters, {framework}, {asked['fit'].epochs} epochs of {len(train_batches)} steps, in {out}")
     log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after, trackers(cfg, out, about), task.best, progress=not cfg.quiet)
@@ -139,10 +140,10 @@ def train(
 def began_in(
     given:Namespace, # the flags that were typed
     out:Path,        # folder of the run
+    saved:dict,      # its `config.json`
 ) -> str: # 'torch' or 'mlx'
     "The framework of the run in `out`, unless a flag contradicts it"
-    from mlxvit.checkpoint import load_checkpoint
-    was = load_checkpoint(out/'last').config['trained']['framework']
+    was = saved['trained']['framework']
     if (asked := given.get('framework', 'auto')) not in ('auto', was): raise ValueError(f'{out} was trained in {was}: resume without --framework, or go on from its weights with --init {out} and another --out')
     return choose_framework(was)
 

@@ -87,3 +87,17 @@ def test_other_tasks_resume_as_exactly(mlxvit, tmp_path, task):
     p = mlxvit('train', task, '--resume', '--out', tmp_path/'halved', '--quiet')
     assert p.returncode == 0, p.stderr
     assert same(tmp_path/'halved', tmp_path/'straight') and records(tmp_path/'halved') == records(tmp_path/'straight')
+
+
+def test_a_run_from_before_a_setting_existed(mlxvit, straight, tmp_path):
+    "A run whose record lacks a field of today goes on: the field did not exist, and its default changes nothing"
+    from mlxvit.checkpoint import load_checkpoint, save_checkpoint
+    out = tmp_path/'run'
+    assert mlxvit('train', 'digit', '--epochs', 4, '--stop_after', 2, '--out', out, *TINY).returncode == 0
+    for name in ('last', 'best'):
+        old = load_checkpoint(out/name)
+        del old.config['model']['layer_scale']
+        save_checkpoint(out/name, old)
+    p = mlxvit('train', 'digit', '--resume', '--out', out, '--quiet')
+    assert p.returncode == 0, p.stderr
+    assert (out/'last'/'model.safetensors').read_bytes() == (straight/'last'/'model.safetensors').read_bytes()

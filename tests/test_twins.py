@@ -5,7 +5,7 @@ import pytest
 import mlxvit.mlx # a fast BLAS before MLX
 import mlx.core as mx
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import Phase, given, settings, strategies as st
 from conftest import TINY
 from mlxvit.checkpoint import load_checkpoint
 from mlxvit.config import ACTIVATIONS, HEADS, ViTConfig, from_dict, initial_values, parameter_shapes
@@ -41,7 +41,7 @@ def images_for(config, n=3, seed=0):
     return np.random.default_rng(seed).standard_normal((n, *config.image_size) + ((config.channels,) if config.channels > 1 else ())).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(configs(), st.integers(0, 2**16))
 def test_any_model_has_equal_outputs_and_gradients(config, seed):
     theirs = TorchViT(config)
@@ -50,7 +50,7 @@ def test_any_model_has_equal_outputs_and_gradients(config, seed):
     assert max(gaps.values()) < 1e-5, (config, gaps)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(configs(classifier=False))
 def test_any_model_without_classifier_has_equal_features(config):
     weights, images = random_weights(config, 1), images_for(config)
@@ -63,7 +63,7 @@ def test_any_model_without_classifier_has_equal_features(config):
         with pytest.raises(ValueError, match='no classifier'): m(x)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(configs(), st.fixed_dictionaries(dict(clip=st.sampled_from([0., 0.1, 1.]), label_smoothing=st.sampled_from([0., 0.2]), focal=st.sampled_from([0., 2.]),
                                              average=st.sampled_from([0., 0.9]), weight_decay=st.sampled_from([0., 0.3]), seed=st.integers(0, 9))), st.booleans())
 def test_any_recipe_takes_equal_steps(config, recipe, weighted):
@@ -71,11 +71,21 @@ def test_any_recipe_takes_equal_steps(config, recipe, weighted):
     rng = np.random.default_rng(recipe['seed'])
     batches = [(images_for(config, 4, i), rng.integers(0, config.C, (4, config.K))) for i in range(4)]
     ours, theirs = MLXLearner.build(config, fit), TorchLearner.build(config, fit)
+    for learner in (ours, theirs): learner.load(random_weights(config, recipe['seed']))
     for b in batches:
         p, q = ours.step(b, 1e-3), theirs.step(b, 1e-3)
         assert abs(p['loss']-q['loss']) < 1e-4*max(1, q['loss']) and abs(p['grad_norm']-q['grad_norm']) < 1e-3*max(1e-2, q['grad_norm'])
     assert abs(ours.evaluate(batches)['loss'] - theirs.evaluate(batches)['loss']) < 1e-3
-    assert sorted(ours.state()) == sorted(theirs.state())
+    same_state(ours, theirs)
+
+
+def same_state(ours, theirs):
+    "Are weights and averages equal but for gradients that are rounding alone, and the running means in proportion to the largest?"
+    a, b = ({**{f'averaged.{n}': w for n,w in l.weights().items()}, **l.state()} for l in (ours, theirs))
+    assert a.keys() == b.keys()
+    for n in a:
+        if not n.startswith('exp_avg'): assert np.median(abs(a[n]-b[n])) < 2e-6, n
+        else: assert abs(a[n]-b[n]).max() <= 1e-3*max(abs(v).max() for k,v in b.items() if k.startswith(n.split('.')[0])), n
 
 
 @pytest.mark.parametrize('name', ['digit', 'grid', 'layout'])
