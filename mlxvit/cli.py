@@ -312,9 +312,11 @@ def convert(
     from mlxvit.convert import convert as read
     if cfg.size and len(cfg.size) != 2: raise ValueError(f'--size wants height and width, such as [224,224], got {cfg.size}')
     found = read(cfg.source, tuple(cfg.size) or None)
+    found.config['trained'] |= dict(command=shlex.join(['mlxvit', 'convert', cfg.source, cfg.out, *(['--size', f'[{cfg.size[0]},{cfg.size[1]}]'] if cfg.size else [])]), **machine(), seconds=0.)
     save_checkpoint(cfg.out, found)
     m = found.config['model']
     print(f"{cfg.out}: {sum(w.size for w in found.weights.values()):,} parameters; images {m['image_size'][0]}×{m['image_size'][1]}×{m['channels']}, patches of {m['patch_size']} px, {m['depth']} blocks × {m['dim']}, " + (f"{m['C']} classes" if m['C'] else 'no classifier: features'))
+    print(f"use it: from mlxvit.convert import build; build('{cfg.out}').features(images) # (B, {m['image_size'][0]}, {m['image_size'][1]}, {m['channels']}), normalised as its own library does")
 
 @command(tasks=(list, [], f"whose default models to time, of {', '.join(TASKS)}; none: digit"), batch=(int, 64, 'images a step'), rounds=(int, 9, 'rounds that count'),
          growth=(bool, False, 'measure how time and memory grow instead, in a process a point'), json=(str, '', 'file to add the figures to'))
@@ -324,6 +326,7 @@ def bench(
     "Time MLX beside PyTorch, beside its own layers, and out of the box: pairs and their ratios"
     from mlxvit import bench as b
     if unknown := [t for t in cfg.tasks if t not in TASKS]: raise ValueError(f'unknown task {unknown[0]!r}: choose of {list(TASKS)}')
+    if cfg.growth and cfg.tasks: raise ValueError('--growth has models of its own: leave the tasks away')
     for name in ('torch', 'mlx'): choose_framework(name)
     print(machine())
     if cfg.growth: figures = dict(growth=b.growth(cfg.rounds))

@@ -52,6 +52,6 @@ def results_table(
     runs = [read_run(f) for f in folders or shipped()]
     rows = ['| model | task | parameters | test digits | training | command |', '| --- | --- | --- | --- | --- | --- |']
     for r in runs:
-        score = describe(r['scores'], r['K']) if r['scores'] else f"not examined: `mlxvit evaluate {r['name']}`"
+        score = describe(r['scores'], r['K']) if r['scores'] else 'features alone' if r['task'] == 'features' else f"not examined: `mlxvit evaluate {r['name']}`"
         rows.append(f"| `{r['name']}` | {r['task']} | {r['parameters']:,} | {score} | {r['seconds']:,.0f} s on {r['cores']} cores | `{r['command']}` |")
     return '\n'.join(rows)

@@ -55,8 +55,8 @@ def mlx_outcome(
         module.update(parameters)
         out = call(module, *xs)
         return (out*out).mean(), out
-    (_, out), (slopes, *rest) = mx.value_and_grad(loss, argnums=[0, *(1+i for i in floats)])(parameters, *xs)
-    module.update(parameters)
+    try: (_, out), (slopes, *rest) = mx.value_and_grad(loss, argnums=[0, *(1+i for i in floats)])(parameters, *xs)
+    finally: module.update(parameters)
     named = {f'input {i}': g for i,g in zip(floats, rest)} | dict(tree_flatten(slopes))
     return {'output': np.array(out)} | {f'gradient of {n}': np.array(g) for n,g in named.items()}
 
@@ -72,8 +72,9 @@ def compare(
     a, b = torch_outcome(theirs, inputs, call), mlx_outcome(ours, inputs, call)
     if a.keys() != b.keys(): raise ValueError(f'the twins have other parameters: {sorted(a.keys() ^ b.keys())}')
     if other := [n for n in a if a[n].shape != b[n].shape]: raise ValueError(f'{other[0]}: shape {a[other[0]].shape} here, {b[other[0]].shape} there')
+    if bad := [n for n in a if not (np.isfinite(a[n]).all() and np.isfinite(b[n]).all())]: raise ValueError(f'{bad[0]} is not finite')
     least = 1e-3*max(abs(v).max() for n,v in a.items() if n != 'output')
-    return {n: float(abs(a[n]-b[n]).max()/max(abs(a[n]).max(), least)) for n in a}
+    return {n: float(abs(a[n]-b[n]).max()/max(abs(a[n]).max(), 1e-30 if n == 'output' else least)) for n in a}
 
 def largest_gap(
     *args,  # as `compare` takes them

@@ -62,7 +62,7 @@ def test_a_pinned_model_is_fetched_at_its_revision(clip):
     asked = {}
     def fake(name, **how): asked.update(name=name, **how); return str(clip)
     with patch('huggingface_hub.snapshot_download', fake): found = convert('owner/clip@' + '0123456789'*4)
-    assert asked == dict(name='owner/clip', revision='0123456789'*4, allow_patterns=['config.json', 'model.safetensors'])
+    assert asked == dict(name='owner/clip', revision='0123456789'*4, allow_patterns=['config.json', 'model*.safetensors', 'model.safetensors.index.json'])
     assert found.config['trained']['source'] == 'owner/clip@' + '0123456789'*4
 
 
@@ -73,6 +73,43 @@ def test_truncated_weights_are_refused(clip, tmp_path):
     weights = load_file(folder/'model.safetensors'); weights.pop(next(n for n in weights if n.endswith('fc2.bias')))
     save_file(weights, folder/'model.safetensors')
     with pytest.raises(CheckpointError, match='lacks 1 of'): convert(folder)
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:len(b)//2], lambda b: b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'], ids=['cut', 'pointer'])
+def test_a_broken_file_is_one_line(mlxvit, clip, tmp_path, damage):
+    import shutil
+    folder = Path(shutil.copytree(clip, tmp_path/'broken'))
+    (folder/'model.safetensors').write_bytes(damage((folder/'model.safetensors').read_bytes()))
+    p = mlxvit('convert', folder, tmp_path/'ours')
+    assert p.returncode == 1 and p.stderr.count('\n') == 1 and 'are the files whole, or pointers of git-lfs?' in p.stderr and not (tmp_path/'ours').exists()
+
+
+def test_shards_are_put_together(clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+    folder, whole = tmp_path/'shards', load_file(clip/'model.safetensors')
+    folder.mkdir(); (folder/'config.json').write_text((clip/'config.json').read_text())
+    halves = [dict(list(whole.items())[i::2]) for i in range(2)]
+    for i,h in enumerate(halves): save_file(h, folder/f'model-{i}.safetensors')
+    (folder/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={n: f'model-{i}.safetensors' for i,h in enumerate(halves) for n in h})))
+    a, b = convert(clip).weights, convert(folder).weights
+    assert a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
+
+
+def test_what_a_config_leaves_out_is_what_transformers_assumes(clip, tmp_path):
+    import shutil
+    folder = Path(shutil.copytree(clip, tmp_path/'short'))
+    config = json.loads((folder/'config.json').read_text())
+    for key in ('layer_norm_eps', 'hidden_act'): config.pop(key)
+    (folder/'config.json').write_text(json.dumps(config))
+    assert convert(folder).config['model'] == convert(clip).config['model']
+
+
+def test_ours_needs_no_converting(mlxvit, clip, tmp_path):
+    assert mlxvit('convert', clip, tmp_path/'ours').returncode == 0
+    p = mlxvit('convert', tmp_path/'ours', tmp_path/'again')
+    assert p.returncode == 1 and 'is a checkpoint of mlxvit already' in p.stderr
+    p = mlxvit('results', tmp_path/'ours')
+    assert p.returncode == 0 and 'features alone' in p.stdout, p.stderr
 
 
 @pytest.mark.skipif('MLXVIT_DATA' not in os.environ, reason='MLXVIT_DATA does not say where the pretrained model and the photographs lie')

@@ -85,7 +85,7 @@ def same_state(ours, theirs):
     assert a.keys() == b.keys()
     for n in a:
         if not n.startswith('exp_avg'): assert np.median(abs(a[n]-b[n])) < 2e-6, n
-        else: assert abs(a[n]-b[n]).max() <= 1e-3*max(abs(v).max() for k,v in b.items() if k.startswith(n.split('.')[0])), n
+        else: assert abs(a[n]-b[n]).max() <= 1e-3*max(abs(v).max() for k,v in b.items() if k.split('.')[0] == n.split('.')[0]), n
 
 
 @pytest.mark.parametrize('name', ['digit', 'grid', 'layout'])
@@ -148,7 +148,7 @@ def test_a_run_of_mlx_is_read_by_torch(mlxvit, straight_mlx):
         p = mlxvit('evaluate', straight_mlx, '--framework', framework)
         assert p.returncode == 0, p.stderr
         scores.append(json.loads((straight_mlx/'metrics.json').read_text()))
-    assert scores[0]['accuracy'] == scores[1]['accuracy'] and abs(scores[0]['loss'] - scores[1]['loss']) < 1e-4
+    assert abs(scores[0]['accuracy'] - scores[1]['accuracy']) <= 3e-4 and abs(scores[0]['loss'] - scores[1]['loss']) < 1e-4
 
 
 def test_without_mlx_one_line_says_what_to_do(tmp_path):

@@ -24,3 +24,7 @@ from .blas import load_blas
 
 # %% ../../nbs/3_mlx/09_arrays.ipynb #a10a76c7
 BLAS = load_blas()
+
+# %% ../../nbs/3_mlx/09_arrays.ipynb #4c398bf5
+try: import mlx.core
+except ImportError as error: raise ImportError(missing()) from error

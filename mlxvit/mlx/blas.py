@@ -8,6 +8,7 @@ __all__ = ['SOURCES', 'HELP', 'is_cpu_build', 'Blas', 'blas_files', 'open_global
 # %% ../../nbs/3_mlx/09_blas.ipynb #54ca1909
 from ctypes import CDLL, RTLD_GLOBAL
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 import os, platform, sys, warnings
@@ -50,10 +51,11 @@ def open_globally(
 # %% ../../nbs/3_mlx/09_blas.ipynb #94d2eabb
 HELP = 'install a faster one: apt install libopenblas0-pthread (Debian, Ubuntu), dnf install openblas (Fedora), pip install mkl, or PyTorch'
 
+@cache
 def load_blas(
     choice:str|None=None, # 'auto', 'off', one of SOURCES, or a file; None: what MLXVIT_BLAS says, else 'auto'
 ) -> Blas: # what multiplies matrices from now on
-    "Find a fast BLAS and load it, before MLX is"
+    "Find a fast BLAS and load it, before MLX is; asked again, it gives the answer that it gave"
     choice = choice or os.environ.get('MLXVIT_BLAS') or 'auto'
     if not is_cpu_build(): return Blas('built-in', 'this build of MLX has fast matrix products of its own: nothing to load')
     if choice == 'off': return Blas('built-in', 'MLXVIT_BLAS=off: matrix products by the reference BLAS that MLX was built with')

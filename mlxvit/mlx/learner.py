@@ -94,9 +94,8 @@ class Learner:
         "The model as a function of its weights"
         own = self.model.parameters()
         self.model.update(tree_unflatten(list(weights.items()))); self.model.train(training)
-        out = self.model(images)
-        self.model.update(own)
-        return out
+        try: return self.model(images)
+        finally: self.model.update(own) # an error on the way must not leave traced weights behind
 
     def loss(self,
         weights:dict[str,mx.array], # name -> array
@@ -129,10 +128,11 @@ class Learner:
         "One step of the optimizer; none if loss or gradient is not finite"
         high, low = mx.random.state[0].tolist()
         mx.random.seed(self.config.seed*2**32 + self.steps)
-        loss, gradients = self.gradients(self.parameters, *map(mx.array, batch))
-        gradients, norm = self.clip(gradients)
-        out = dict(loss=loss.item(), grad_norm=norm.item())
-        mx.random.seed(high*2**32 + low)
+        try:
+            loss, gradients = self.gradients(self.parameters, *map(mx.array, batch))
+            gradients, norm = self.clip(gradients)
+            out = dict(loss=loss.item(), grad_norm=norm.item())
+        finally: mx.random.seed(high*2**32 + low)
         if all(map(math.isfinite, out.values())): self.update(gradients, lr)
         return out
 
@@ -189,6 +189,8 @@ class Learner:
     ):
         "Take over weights, and the state of training"
         state = state or {}
+        if wrong := [n for n,p in self.parameters.items() if weights[n].shape != p.shape]: raise ValueError(f'{wrong[0]}: expected shape {self.parameters[wrong[0]].shape}, got {weights[wrong[0]].shape}')
+        if steps and not any(n.startswith('exp_avg.') for n in state): raise ValueError(f'{steps} steps were taken, but the state has no running means: load the state, too, or begin at steps=0')
         self.parameters = {n: mx.array(state.get(f'weights.{n}', weights[n])) for n in self.parameters}
         self.averaged = {n: mx.array(weights[n]) for n in self.averaged}
         self.moments = {n: tuple(mx.array(state[f'{k}.{n}']) if f'{k}.{n}' in state else mx.zeros(p.shape) for k in ('exp_avg', 'exp_avg_sq')) for n,p in self.parameters.items()}

@@ -143,6 +143,7 @@ class Learner:
     ):
         "Take over weights, and the state of training"
         state = state or {}
+        if steps and not any(n.startswith('exp_avg.') for n in state): raise ValueError(f'{steps} steps were taken, but the state has no running means: load the state, too, or begin at steps=0')
         self.optimizer.state.clear()
         for n,p in self.parameters.items():
             p.copy_(torch.from_numpy(state.get(f'weights.{n}', weights[n])))
