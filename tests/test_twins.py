@@ -162,8 +162,9 @@ def test_without_mlx_one_line_says_what_to_do(tmp_path):
 @pytest.mark.parametrize('environment, words', [({'MLXVIT_BLAS': 'off'}, 'reference BLAS'), ({'MLXVIT_BLAS': 'openblas'}, 'libopenblas'), ({'MLXVIT_BLAS': 'torch'}, 'libtorch_cpu'), ({}, 'matrix products by')])
 def test_the_blas_is_found_and_named(environment, words):
     clean = {k: v for k,v in os.environ.items() if k != 'MLXVIT_BLAS'}
-    p = subprocess.run([sys.executable, '-W', 'error', '-c', 'import mlxvit.mlx as m; print(m.BLAS.about)'], env=clean | environment, capture_output=True, text=True)
+    p = subprocess.run([sys.executable, '-W', 'error', '-c', 'import ctypes, mlxvit.mlx as m; print(m.BLAS.about, hasattr(ctypes.CDLL(None), "sgemm_"))'], env=clean | environment, capture_output=True, text=True)
     assert p.returncode == 0 and words in p.stdout, p.stderr
+    assert p.stdout.endswith(f"{environment != {'MLXVIT_BLAS': 'off'}}\n"), 'its symbols should stand in front of the built-in ones, or with `off` they should not'
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the Linux build alone needs another BLAS')
