@@ -16,7 +16,7 @@ from safetensors.numpy import load as load_arrays, save as dump_arrays
 
 # %% ../nbs/3_mlx/13_checkpoints.ipynb #e181bc49
 FORMAT, VERSION = 'mlxvit', 1
-NAMES = ('model.safetensors', 'config.json', 'optimizer.safetensors', 'state.json', 'metrics.jsonl')
+NAMES = ('model.safetensors', 'config.json', 'tokenizer.json', 'optimizer.safetensors', 'state.json', 'metrics.jsonl')
 
 class CheckpointError(ValueError):
     "A checkpoint that is missing, damaged, foreign, or not what was expected"
@@ -24,7 +24,7 @@ class CheckpointError(ValueError):
 @dataclass
 class Checkpoint:
     "A model at rest; the last three parts only if training is to go on"
-    config: dict                    # what `config.json` holds
+    config: dict                    # what `config.json` holds; under 'tokenizer', if there, the text of `tokenizer.json`
     weights: dict[str,np.ndarray]   # name -> array
     optimizer: dict[str,np.ndarray] = field(default_factory=dict) # name -> array
     state: dict = field(default_factory=dict)   # step, epoch, seed, ...
@@ -36,7 +36,9 @@ def to_files(
 ) -> dict[str,bytes]: # file name -> contents, `SHA256SUMS` last
     "The files of a checkpoint, as bytes"
     text = lambda x: (json.dumps(x, indent=2, ensure_ascii=False)+'\n').encode()
-    files = {'model.safetensors': dump_arrays(checkpoint.weights), 'config.json': text({'format': FORMAT, 'version': VERSION, **checkpoint.config})}
+    config = {n: v for n,v in checkpoint.config.items() if n != 'tokenizer'}
+    files = {'model.safetensors': dump_arrays(checkpoint.weights), 'config.json': text({'format': FORMAT, 'version': VERSION, **config})}
+    if 'tokenizer' in checkpoint.config: files['tokenizer.json'] = checkpoint.config['tokenizer'].encode()
     if checkpoint.optimizer: files['optimizer.safetensors'] = dump_arrays(checkpoint.optimizer)
     if checkpoint.state: files['state.json'] = text(checkpoint.state)
     if checkpoint.metrics: files['metrics.jsonl'] = ''.join(json.dumps(r)+'\n' for r in checkpoint.metrics).encode()
@@ -140,6 +142,7 @@ def load_checkpoint(
     config = json.loads(files['config.json'])
     if config.pop('format', None) != FORMAT: raise CheckpointError(f"{folder}/config.json does not say \"format\": \"{FORMAT}\"")
     if (version := config.pop('version', None)) != VERSION: raise CheckpointError(f'{folder}/config.json has version {version}, this mlxvit reads version {VERSION}: install the mlxvit that wrote it')
+    if 'tokenizer.json' in files: config['tokenizer'] = files['tokenizer.json'].decode()
     arrays = lambda name: load_arrays(files[name]) if name in files else {}
     return Checkpoint(config, arrays('model.safetensors'), arrays('optimizer.safetensors'), json.loads(files.get('state.json', '{}')),
                       [json.loads(line) for line in files.get('metrics.jsonl', b'').splitlines()])

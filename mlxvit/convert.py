@@ -174,7 +174,7 @@ def fetch(
     if not found: raise CheckpointError(f'{name!r} is no folder; a model of the hub is written owner/model@revision, with the 40 hexadecimal digits of a commit, so that it cannot change')
     try: from huggingface_hub import snapshot_download
     except ImportError: raise CheckpointError('to fetch from the hub: pip install huggingface_hub, or download the folder yourself') from None
-    return Path(snapshot_download(found[1], revision=found[2], allow_patterns=['config.json', 'model*.safetensors', 'model.safetensors.index.json']))
+    return Path(snapshot_download(found[1], revision=found[2], allow_patterns=['config.json', 'preprocessor_config.json', 'model*.safetensors', 'model.safetensors.index.json']))
 
 # %% ../nbs/3_mlx/13_convert.ipynb #cf7c6a37
 def convert(
@@ -183,11 +183,14 @@ def convert(
 ) -> Checkpoint: # for either twin
     "Read a vision transformer of another library"
     named = isinstance(source, (str, Path))
-    arrays, facts = read_folder(Path(source) if Path(source).is_dir() else fetch(str(source))) if named else read_object(source)
+    folder = (Path(source) if Path(source).is_dir() else fetch(str(source))) if named else None
+    arrays, facts = read_folder(folder) if folder else read_object(source)
     own, weights = assemble(our_weights(arrays), facts)
     model = replace(own, image_size=tuple(size)) if size else own
     origin = str(source) if named and not Path(source).is_dir() else Path(source).name if named else f'{type(source).__module__}.{type(source).__name__}'
-    return Checkpoint(dict(task='features', model=model.to_dict(), trained=dict(source=origin)), resize_positions(weights, own, model))
+    said = folder/'preprocessor_config.json' if folder else None
+    more = dict(preparation=json.loads(said.read_text())) if said and said.is_file() else {} # how its images are prepared
+    return Checkpoint(dict(task='features', model=model.to_dict(), **more, trained=dict(source=origin)), resize_positions(weights, own, model))
 
 def build(
     source:Checkpoint|str|Path, # as `convert` gives it, or a folder of ours

@@ -9,7 +9,7 @@ __all__ = ['Images', 'ASSETS', 'shipped', 'find', 'check_array', 'resized', 'Rea
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 import numpy as np
 from PIL import Image
 from .checkpoint import Checkpoint, CheckpointError, check_weights, has_checkpoint, load_checkpoint
@@ -125,7 +125,14 @@ def load(
     source:str|Path='digit', # name of a shipped model, or folder of a checkpoint or a run
     framework:str='auto', # 'auto': MLX on Apple silicon, PyTorch elsewhere; 'torch'; 'mlx'
     size:tuple[int,int]|None=None, # (H, W) of the images to read, if not those it was trained on
-) -> Reader:
+    encoder:str='', # of a captioner: where its encoder is now, if not where it was
+) -> Any: # a `Reader`, or a `CaptionReader` where there are captions to write
     "Load a model, shipped or your own"
     folder = find(source)
-    return Reader(load_checkpoint(folder), framework, folder, size)
+    checkpoint = load_checkpoint(folder)
+    if 'tokenizer' not in checkpoint.config:
+        if encoder: raise ValueError(f'{source} is no captioner: it has no encoder apart')
+        return Reader(checkpoint, framework, folder, size)
+    from mlxvit.caption_reader import CaptionReader
+    if size: raise ValueError(f'{source} is a captioner: its encoder decides the size of images')
+    return CaptionReader(checkpoint, framework, folder, encoder)

@@ -10,6 +10,7 @@ import json, math
 from pathlib import Path
 from .checkpoint import CheckpointError
 from .config import ViTConfig, from_dict, parameter_shapes
+from .sequences import CaptionerConfig, captioner_shapes
 from .reader import ASSETS, shipped
 
 # %% ../nbs/5_ship/22_results.ipynb #b6703152
@@ -18,6 +19,9 @@ def describe(
     K:int=1,     # classifications an image
 ) -> str:
     "Scores in words, with every figure that belongs together"
+    if 'read' in scores: return f"canvases read without a mistake: {scores['read']:.2%}"
+    if 'true' in scores: return f"true captions: {scores['true']:.2%}; of unseen combinations: {scores['unseen_true']:.2%}"
+    if 'cider' in scores: return f"CIDEr {scores['cider']:.3f}, BLEU-4 {scores['bleu4']:.3f}, ROUGE-L {scores['rouge']:.3f}"
     if 'f1' in scores: return f"digits: F1 {scores['f1']:.2%} (precision {scores['precision']:.2%}, recall {scores['recall']:.2%}); whole images: {scores['exact']:.2%}; count off by {scores['count_error']:.3f}"
     return f"digits: {scores['accuracy']:.2%}" + (f"; whole images: {scores['exact']:.2%}" if K > 1 else '')
 
@@ -37,10 +41,11 @@ def read_run(
     if not inner: raise CheckpointError(f'{folder} is no run: it has no config.json, nor have best/ and last/ in it')
     lines = lambda path: [json.loads(l) for l in path.read_text().splitlines()] if path.exists() else []
     config, log = json.loads((inner/'config.json').read_text()), [r for r in lines(inner/'metrics.jsonl') if 'epoch' in r]
-    model, trained, exam = from_dict(ViTConfig, config['model']), config.get('trained', {}), folder/'metrics.json'
+    captioner = (inner/'tokenizer.json').exists() or 'vocabulary' in config['model']
+    model, trained, exam = from_dict(CaptionerConfig if captioner else ViTConfig, config['model']), config.get('trained', {}), folder/'metrics.json'
     trained = {'seconds': log[-1]['seconds'] if log else 0., **trained} # a run's own record gets its seconds when it is exported
     made = stages(trained)
-    return dict(name=folder.name, task=config['task'], parameters=sum(math.prod(s) for s in parameter_shapes(model).values()), K=model.K,
+    return dict(name=folder.name, task=config['task'], parameters=sum(math.prod(s) for s in (captioner_shapes if captioner else parameter_shapes)(model).values()), K=getattr(model, 'K', 1),
                 scores=json.loads(exam.read_text()) if exam.exists() else None, seconds=sum(t['seconds'] for t in made),
                 cores=trained.get('cores'), command=' && '.join(t['command'] for t in made), config=config, log=log)
 

@@ -6,10 +6,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent/'mlxvit'
 FLOORS = [ # ground up; a name stands for a module or a folder of modules
-    {'data', 'config', 'text', 'images', 'plots'},
+    {'data', 'config', 'text', 'sequences', 'images', 'plots'},
     {'torch', 'mlx', 'fit', 'tracking', 'checkpoint'},
     {'convert', 'twins', 'encoders', 'features', 'generate', 'metrics', 'explore', 'widgets', 'tasks'},
-    {'reader'},
+    {'caption_tasks'},
+    {'reader', 'caption_reader'},
     {'results'},
     {'cli', 'app', 'bench'},
 ]

@@ -56,6 +56,12 @@ class KeyValueCache:
         self.key, self.value = (new if old is None else mx.concatenate([old, new], -2) for old,new in ((self.key, key), (self.value, value)))
         return self.key, self.value
 
+    def select(self,
+        rows:mx.array, # (B',) integers: which rows of the batch to go on with, in which order
+    ):
+        "Forget the other rows"
+        self.key, self.value = self.key[rows], self.value[rows]
+
 # %% ../../nbs/3_mlx/10_attention.ipynb #230b96bb
 class Attention(nn.Module):
     "Multi-head attention, to the tokens themselves or to a context (Vaswani et al., 2017, section 3.2.2)"
@@ -84,10 +90,23 @@ class Attention(nn.Module):
     ) -> tuple[mx.array, mx.array, mx.array]: # query, key, value, each (B, heads, T or S, D/heads)
         "Queries from `x`, keys and values from `context`"
         if context is None: return tuple(self.split(self.qkv(x), 3))
-        D, W, b = x.shape[-1], self.qkv.weight, self.qkv.get('bias')
-        query, answer = (z @ w.T if c is None else mx.addmm(c, z, w.T) for z,w,c in
-                         ((x, W[:D], b if b is None else b[:D]), (context, W[D:], b if b is None else b[D:])))
-        return *self.split(query, 1), *self.split(answer, 2)
+        D = x.shape[-1]
+        return self.ask(x), *self.split(self.linear(context, D, 3*D), 2)
+
+    def linear(self,
+        x:mx.array, # (B, T, D)
+        first:int,  # row of the weights
+        last:int,   # row of the weights, not included
+    ) -> mx.array:  # (B, T, last-first)
+        "A part of the one linear layer"
+        W, b = self.qkv.weight[first:last], self.qkv.get('bias')
+        return x @ W.T if b is None else mx.addmm(b[first:last], x, W.T)
+
+    def ask(self,
+        x:mx.array, # (B, T, D)
+    ) -> mx.array:  # (B, heads, T, D/heads)
+        "Queries alone"
+        return self.split(self.linear(x, 0, x.shape[-1]), 1)[0]
 
     def weights(self,
         x:mx.array,                 # (B, T, D)
@@ -102,10 +121,11 @@ class Attention(nn.Module):
         x:mx.array,                 # (B, T, D)
         context:mx.array|None=None, # (B, S, D) to attend to instead of x: cross-attention
         mask:mx.array|None=None,    # bool, broadcasts to (B, heads, T, S); True = may attend
-        cache:KeyValueCache|None=None, # keys and values so far; x holds only the new tokens
+        cache:KeyValueCache|None=None, # keys and values so far; x holds only the new tokens. With a context: its keys and values, computed the first time
     ) -> mx.array:                  # (B, T, D)
         "What each token of `x` hears"
-        if cache is not None and context is not None: raise ValueError('a cache remembers the tokens themselves: with a context there is nothing to append')
-        query, key, value = self.project(x, context)
-        if cache is not None: key, value = cache.append(key, value)
+        if cache is not None and context is not None and len(cache): query, key, value = self.ask(x), cache.key, cache.value
+        else:
+            query, key, value = self.project(x, context)
+            if cache is not None: key, value = cache.append(key, value)
         return self.out(attention(query, key, value, mask).swapaxes(1, 2).flatten(2))

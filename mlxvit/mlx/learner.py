@@ -19,15 +19,15 @@ from .vit import ViT
 # %% ../../nbs/3_mlx/12_training.ipynb #574d6a59
 def cross_entropy(
     logits:mx.array,  # (n, C) float32
-    targets:mx.array, # (n,) classes
+    targets:mx.array, # (n,) classes; -1: not asked, does not count
     config:FitConfig, # smoothing, class weights, focus
 ) -> mx.array: # ()
     "Cross-entropy with label smoothing (Szegedy et al., 2016), class weights and focus (Lin et al., 2017)"
-    c, chosen = config, targets[:,None]
+    c, asked = config, targets >= 0
+    chosen = mx.maximum(targets, 0)[:,None]
     each = mx.logsumexp(logits, -1) - (1-c.label_smoothing)*mx.take_along_axis(logits, chosen, -1)[:,0] - c.label_smoothing*logits.mean(-1)
     if c.focal: each = each*mx.maximum(1 - mx.take_along_axis(softmax(logits), chosen, -1)[:,0], 1e-6)**c.focal
-    if not c.class_weights: return each.mean()
-    weight = mx.array(c.class_weights)[targets]
+    weight = mx.array(c.class_weights)[chosen[:,0]]*asked if c.class_weights else asked
     return (each*weight).sum()/weight.sum()
 
 # %% ../../nbs/3_mlx/12_training.ipynb #f83b51d7
@@ -88,23 +88,23 @@ class Learner:
 
     def call(self,
         weights:dict[str,mx.array], # name -> array
-        images:mx.array,     # (B, H, W) normalised
+        *inputs:mx.array,    # (B, H, W) images, normalised
         training:bool=False, # with dropout?
     ) -> mx.array: # (B, K, C) logits
         "The model as a function of its weights"
         own = self.model.parameters()
         self.model.update(tree_unflatten(list(weights.items()))); self.model.train(training)
-        try: return self.model(images)
+        try: return self.model(*inputs)
         finally: self.model.update(own) # an error on the way must not leave traced weights behind
 
     def loss(self,
         weights:dict[str,mx.array], # name -> array
-        images:mx.array,  # (B, H, W) normalised
-        targets:mx.array, # (B, K)
+        *batch:mx.array, # (B, H, W) images, normalised, and (B, K) targets
     ) -> mx.array: # ()
         "The loss of a batch, forward in the precision asked for"
-        if self.config.precision == 'bfloat16': weights, images = {n: w.astype(mx.bfloat16) for n,w in weights.items()}, images.astype(mx.bfloat16)
-        logits = self.call(weights, images, training=True)
+        *inputs, targets = batch
+        if self.config.precision == 'bfloat16': weights, inputs = {n: w.astype(mx.bfloat16) for n,w in weights.items()}, [x.astype(mx.bfloat16) if x.dtype == mx.float32 else x for x in inputs]
+        logits = self.call(weights, *inputs, training=True)
         return cross_entropy(logits.flatten(0, 1).astype(mx.float32), targets.flatten(), self.config)
 
     def moved(self,
@@ -121,6 +121,12 @@ class Learner:
         weights = {n: w for n,(w, *_) in new.items()}
         return weights, {n: a + (weights[n]-a)*(1-memory) for n,a in averaged.items()}, {n: (m, v) for n,(_, m, v) in new.items()}
 
+    def arrays(self,
+        batch:tuple, # (images, targets), NumPy
+    ) -> list[mx.array]:
+        "A batch as MLX has it"
+        return [mx.array(a) for a in batch]
+
     def step(self,
         batch:tuple, # (images, targets), NumPy
         lr:float,    # learning rate of this step
@@ -129,7 +135,7 @@ class Learner:
         high, low = mx.random.state[0].tolist()
         mx.random.seed(self.config.seed*2**32 + self.steps)
         try:
-            loss, gradients = self.gradients(self.parameters, *map(mx.array, batch))
+            loss, gradients = self.gradients(self.parameters, *self.arrays(batch))
             gradients, norm = self.clip(gradients)
             out = dict(loss=loss.item(), grad_norm=norm.item())
         finally: mx.random.seed(high*2**32 + low)

@@ -56,8 +56,14 @@ class KeyValueCache:
         value:Tensor, # (B, heads, T, d) of the new tokens
     ) -> tuple[Tensor, Tensor]: # keys and values of all tokens so far
         "Remember the new tokens; return all"
-        self.key, self.value = (new if old is None else torch.cat([old, new], -2) for old,new in ((self.key, key), (self.value, value)))
+        self.key, self.value = (new.contiguous() if old is None else torch.cat([old, new], -2) for old,new in ((self.key, key), (self.value, value)))
         return self.key, self.value
+
+    def select(self,
+        rows:Tensor, # (B',) int64: which rows of the batch to go on with, in which order
+    ):
+        "Forget the other rows"
+        self.key, self.value = self.key[rows], self.value[rows]
 
 # %% ../../nbs/1_digit/03_attention.ipynb #081b3a6f
 class Attention(nn.Module):
@@ -88,8 +94,14 @@ class Attention(nn.Module):
         "Queries from `x`, keys and values from `context`"
         if context is None: return self.split(self.qkv(x), 3).unbind()
         D, (W, b) = x.shape[-1], (self.qkv.weight, self.qkv.bias)
-        query = nn.functional.linear(x, W[:D], None if b is None else b[:D])
-        return *self.split(query, 1), *self.split(nn.functional.linear(context, W[D:], None if b is None else b[D:]), 2)
+        return self.ask(x), *self.split(nn.functional.linear(context, W[D:], None if b is None else b[D:]), 2)
+
+    def ask(self,
+        x:Tensor, # (B, T, D)
+    ) -> Tensor:  # (B, heads, T, D/heads)
+        "Queries alone"
+        D, (W, b) = x.shape[-1], (self.qkv.weight, self.qkv.bias)
+        return self.split(nn.functional.linear(x, W[:D], None if b is None else b[:D]), 1)[0]
 
     def weights(self,
         x:Tensor,                 # (B, T, D)
@@ -104,10 +116,11 @@ class Attention(nn.Module):
         x:Tensor,                 # (B, T, D)
         context:Tensor|None=None, # (B, S, D) to attend to instead of x: cross-attention
         mask:Tensor|None=None,    # bool, broadcasts to (B, heads, T, S); True = may attend
-        cache:KeyValueCache|None=None, # keys and values so far; x holds only the new tokens
+        cache:KeyValueCache|None=None, # keys and values so far; x holds only the new tokens. With a context: its keys and values, computed the first time
     ) -> Tensor:                  # (B, T, D)
         "What each token of `x` hears"
-        if cache is not None and context is not None: raise ValueError('a cache remembers the tokens themselves: with a context there is nothing to append')
-        query, key, value = self.project(x, context)
-        if cache is not None: key, value = cache.append(key, value)
+        if cache is not None and context is not None and len(cache): query, key, value = self.ask(x), cache.key, cache.value
+        else:
+            query, key, value = self.project(x, context)
+            if cache is not None: key, value = cache.append(key, value)
         return self.out(attention(query, key, value, mask).transpose(1, 2).flatten(2))

@@ -51,8 +51,8 @@ class Learner:
         batch:tuple, # (images, targets), NumPy
     ) -> tuple[Tensor, Tensor]: # (n, C) logits, (n,) targets: every classification of every item
         "Logits and targets, one row a classification"
-        images, targets = self.tensors(batch)
-        return model(images).flatten(0, 1), targets.flatten()
+        *inputs, targets = self.tensors(batch)
+        return model(*inputs).flatten(0, 1), targets.flatten()
 
     def step(self,
         batch:tuple, # (images, targets), NumPy
