@@ -65,9 +65,10 @@ class CaptionReader:
         temperature:float=0., # above 0: draw at random instead
         top_p:float=1., # share of the probability to draw from
         seed:int=0,    # of the draws
+        precision:str='float32', # or 'bfloat16': sooner done, and now and then another word
     ) -> str|list[str]: # a list for several images
         "Say what is in an image"
-        choice = Choice(1 if temperature else beams, alpha, temperature, top_p, seed)
+        choice = Choice(1 if temperature else beams, alpha, temperature, top_p, seed, precision)
         texts = [tidy(t) for t in self.material.tell(self.learner, self.features(images), choice)]
         several = isinstance(images, (list, tuple)) or isinstance(images, np.ndarray) and images.ndim > len(self.encoder.image_shape)
         return texts if several else texts[0]

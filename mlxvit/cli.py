@@ -24,7 +24,7 @@ from .checkpoint import has_checkpoint
 from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
 from .data.layouts import EMPTY
 from .fit import FitConfig, fit, refuse_existing
-from .caption_tasks import ALL_TASKS, CAPTION_TASKS
+from .caption_tasks import ALL_TASKS, BARS, CAPTION_TASKS
 from .sequences import captioner_shapes
 from .tasks import FRAMEWORKS, TASKS, Task, choose_framework, machine
 
@@ -125,7 +125,7 @@ def train(
 ):
     "Train a model"
     from mlxvit.checkpoint import load_checkpoint
-    task, out = ALL_TASKS[name], Path(cfg.out)
+    task, out, BARS['progress'] = ALL_TASKS[name], Path(cfg.out), not cfg.quiet
     saved = load_checkpoint(out/'last').config if cfg.resume else {}
     asked = resumed(task, cfg.given, out, saved) if cfg.resume else records(task, cfg)
     if not cfg.resume: refuse_existing(out)

@@ -10,6 +10,7 @@ __all__ = ['AnyWriter', 'Rules', 'Written', 'write_rows', 'greedy', 'nucleus', '
 from dataclasses import dataclass
 from typing import Any, Callable, NamedTuple, Protocol
 import numpy as np
+from .fit import PRECISIONS
 
 # %% ../nbs/4_caption/19_generation.ipynb #66bf044f
 class AnyWriter(Protocol):
@@ -152,8 +153,10 @@ class Choice:
     temperature: float = 0. # above 0: draw at random instead
     top_p: float = 1. # share of the probability to draw from
     seed: int = 0     # of the draws
+    precision: str = 'float32' # of the writing, or 'bfloat16': sooner done, and now and then another word
 
     def __post_init__(self):
+        if self.precision not in PRECISIONS: raise ValueError(f'unknown precision {self.precision!r}: choose one of {PRECISIONS}')
         if self.beams < 1: raise ValueError(f'beams should be at least 1, got {self.beams}')
         if self.temperature < 0 or not 0 < self.top_p <= 1: raise ValueError(f'temperature should be 0 or more and top_p should be in (0, 1], got {self.temperature} and {self.top_p}')
         if self.temperature and self.beams > 1: raise ValueError('beams or a temperature, not both: beam search does not draw')
@@ -169,7 +172,7 @@ def write(
     out = []
     for i in range(0, len(features), size):
         part = np.asarray(features[i:i+size], np.float32)
-        writer, n = learner.writer(part), len(part)
+        writer, n = learner.writer(part, choice.precision), len(part)
         if choice.temperature: out += sample(writer, n, rules, choice.temperature, choice.top_p, choice.seed+i)
         else: out += beam_search(writer, n, rules, choice.beams, choice.alpha) if choice.beams > 1 else greedy(writer, n, rules)
     return out

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Iterable, Iterator
 import mlx.core as mx, mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 from ..config import initial_values
 from ..fit import FitConfig
 from .decoder import Decoder
@@ -108,10 +108,15 @@ class CaptionLearner(Learner):
 
     def writer(self,
         features:np.ndarray, # (B, S, M)
+        precision:str='float32', # or 'bfloat16': half the memory to read at each step
     ) -> 'Writer':
         "Begin to write captions of images; load a checkpoint's weights first, or use `averaged_weights`"
-        self.model.eval()
-        return Writer(self.model, mx.array(features))
+        model, x = self.model, mx.array(features)
+        if precision == 'bfloat16':
+            model, x = Captioner(self.model.config), x.astype(mx.bfloat16)
+            model.update(tree_map(lambda p: p.astype(mx.bfloat16), self.model.parameters()))
+        model.eval()
+        return Writer(model, x)
 
     def attention(self,
         features:np.ndarray, # (B, S, M)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Captioner', 'CaptionLearner', 'Writer']
 
-# %% ../../nbs/4_caption/18_captioner.ipynb #4377f928
+# %% ../../nbs/4_caption/18_captioner.ipynb #fbcac3bd
+import copy
 from contextlib import contextmanager
 from typing import Iterable, Iterator
 import numpy as np
@@ -119,9 +120,12 @@ class CaptionLearner(Learner):
 
     def writer(self,
         features:np.ndarray, # (B, S, M)
+        precision:str='float32', # or 'bfloat16': half the memory to read at each step
     ) -> 'Writer':
         "Begin to write captions of images; load a checkpoint's weights first, or use `averaged_weights`"
-        return Writer(self.model.eval(), torch.from_numpy(features).to(self.device))
+        model, x = self.model.eval(), torch.from_numpy(features).to(self.device)
+        if precision == 'bfloat16': model, x = copy.deepcopy(model).bfloat16(), x.bfloat16()
+        return Writer(model, x)
 
     def attention(self,
         features:np.ndarray, # (B, S, M)
@@ -138,9 +142,9 @@ class Writer:
         features:Tensor, # (B, S, M)
     ):
         self.decoder, self.caches = model.decoder, model.decoder.caches()
-        with torch.no_grad(): self.context = model.context(features)
+        with torch.inference_mode(): self.context = model.context(features)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self,
         tokens:np.ndarray, # (B*n,) the newest token of every row; n rows an image, side by side
     ) -> np.ndarray:       # (B*n, V) float32 log-probabilities of the next
