@@ -13,6 +13,7 @@ import numpy as np
 from .caption_tasks import CAPTION_TASKS, ENCODERS, Material
 from .checkpoint import Checkpoint, CheckpointError, check_weights
 from .config import from_dict
+from .encoders import ASSETS
 from .features import first_difference
 from .generate import Choice
 from .sequences import captioner_shapes
@@ -34,11 +35,13 @@ class CaptionReader:
         if 'tokenizer' not in config: raise CheckpointError(f'{where} has no tokenizer.json: without its words a captioner cannot write')
         task = CAPTION_TASKS[self.task]
         self.model, data = from_dict(type(task.model), config['model']), from_dict(type(task.data), config['data'])
-        self.data = replace(data, encoder=encoder) if encoder else data
+        shipped = str(ASSETS/data.encoder) if (ASSETS/data.encoder/'model.safetensors').is_file() else data.encoder # whatever folder of that name lies here
+        self.data = replace(data, encoder=encoder or shipped)
         self.encoder = ENCODERS[self.task](self.data)
         theirs = {n: v for n,v in config['encoder'].items() if n != 'name'}
         if difference := first_difference(theirs, self.encoder.key()): raise CheckpointError(f'{where} was trained on features of another encoder: {difference}')
         self.material = Material(Tokenizer.from_json(config['tokenizer']), self.encoder, self.model.length)
+        if len(self.material.words) != self.model.vocabulary: raise CheckpointError(f'{where} has a tokenizer of {len(self.material.words)} tokens, its captioner knows {self.model.vocabulary}')
         check_weights(checkpoint.weights, captioner_shapes(self.model), f'{where}/model.safetensors')
         self.learner = task.learner(self.framework).build(self.model)
         self.learner.load(checkpoint.weights)
@@ -60,7 +63,7 @@ class CaptionReader:
 
     def caption(self,
         images:Any,    # as `prepare` takes them
-        beams:int=4,   # beginnings that are kept; 1: greedy
+        beams:int=4,   # beginnings that are kept; 1: greedy; of no effect where words are drawn
         alpha:float=0.7, # power of the length that scores of beams are divided by
         temperature:float=0., # above 0: draw at random instead
         top_p:float=1., # share of the probability to draw from

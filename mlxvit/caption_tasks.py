@@ -25,7 +25,7 @@ from .encoders import Encoder, EncoderConfig, body, locate, read_source
 from .features import FeatureBatches, cache_features
 from .fit import FitConfig
 from .generate import Choice, Rules, write
-from .metrics import caption_scores, most_common_caption, nearest_captions
+from .metrics import caption_scores, caption_words, most_common_caption, nearest_captions
 from .sequences import CaptionerConfig
 from .tasks import TASKS, DigitData, LayoutData, Task, layout_of, test_digits, train_and_held
 from .text import Tokenizer, take, train_bpe, train_words, vocabulary
@@ -96,11 +96,13 @@ class Exam:
         score:Callable,      # list of n captions -> figures
         choice:Choice=Choice(), # how captions are written
         others:dict[str,tuple]|None=None, # name -> (features, score): further sets that are only written about
+        forced:Any=None,     # (m, S, M) features of the tokens, if not of all images
     ):
         self.material, self.features, self.tokens, self.score, self.choice, self.others = material, features, tokens, score, choice, others or {}
+        self.forced = features if forced is None else forced
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B, S, M) float32, (B, k, T) int64
-        for i in range(0, len(self.tokens), 100): yield np.asarray(self.features[i:i+100], np.float32), self.tokens[i:i+100]
+        for i in range(0, len(self.tokens), 50): yield np.asarray(self.forced[i:i+50], np.float32), self.tokens[i:i+50]
 
     def examine(self,
         learner:Any, # a captioner's
@@ -175,7 +177,7 @@ def reading_batches(
     change = vary(data.zoom+data.scale, data.turn+data.rotate, data.elastic, data.warps, fit.seed) if data.warps else vary(data.zoom, data.turn, seed=fit.seed)
     batches = ReadingFeatures(train, layout, data.canvases, fit.batch_size, fit.seed, change)
     batches.encoder = reading_material(data).encoder
-    return batches, reading_set(data, FixedLayouts(held, layout, 1000, 0, vary(data.zoom, data.turn)))
+    return batches, reading_set(data, FixedLayouts(held, layout, 1000, 1, vary(data.zoom, data.turn)))
 
 def reading_set(
     data:ReadingData, # canvases
@@ -249,7 +251,7 @@ def scene_batches(
     warps = SizeWarps(data.rotate, data.scale, data.elastic, data.warps or 1, fit.seed) if data.warps else SizeWarps()
     batches = SceneFeatures(train, scene_tokens, data.scenes, fit.batch_size, fit.seed, 'seen', warps, data.side)
     batches.encoder = scene_material(data).encoder
-    return batches, scene_set(data, fixed_scenes(held, 500, side=data.side), fixed_scenes(held, 250, 'unseen', side=data.side))
+    return batches, scene_set(data, fixed_scenes(held, 500, seed=1, side=data.side), fixed_scenes(held, 250, 'unseen', 1, side=data.side))
 
 def scene_exam(
     data:SceneData, # which digits, canvas
@@ -375,9 +377,11 @@ def photo_exam(
 ) -> Exam:
     "Photographs with references, scored by BLEU, CIDEr and ROUGE"
     photos, m = photos_of(data, split or data.exam), material or photo_material(data)
-    tokens, kept = caption_tokens(m.words, photos.captions, data.length)
-    if len(kept) < len(photos): photos = photos.keep(kept)
-    return Exam(m, photo_features(data, photos, encoder=m.encoder), tokens, lambda captions: caption_scores(captions, photos.captions))
+    (tokens, kept), references = caption_tokens(m.words, photos.captions, data.length), [[c for c in some if caption_words(c)] for some in photos.captions]
+    if len(photos) < 2: raise ValueError(f'{split or data.exam} has {len(photos)} photograph: at least 2 are needed, since CIDEr weighs words by how many photographs they are said of')
+    if (mute := next((i for i, some in enumerate(references) if not some), None)) is not None: raise ValueError(f'{photos.names[mute]} in {split or data.exam} has no caption with a word in it: leave it out')
+    features = photo_features(data, photos, encoder=m.encoder)
+    return Exam(m, features, tokens, lambda captions: caption_scores(captions, references), forced=Chosen(features, kept))
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #6373c0b6
 def photo_baselines(
@@ -407,14 +411,15 @@ def caption_task(
     batches:Callable,  # (data, fit) -> training batches, validation batches
     exam:Callable,     # (data) -> test batches
     best:str,          # the score that `best` is chosen by
+    places:tuple[str,...]=('encoder',), # fields of the data that say where something lies, not what it is
 ) -> Task:
     "A captioning task in the form of all others"
     return Task(about, model, fit, data, lambda data: material(data).shape(data.unfreeze), batches, exam, best,
-                prepare=None, learner=caption_learner, extras=extras(material), start=take_tail)
+                prepare=None, learner=caption_learner, extras=extras(material), start=take_tail, places=places)
 
 READING = caption_task('reading the digits of a canvas aloud', CaptionerConfig(dim=128, depth=3, heads=4), FitConfig(label_smoothing=0.), ReadingData(), reading_material, reading_batches, reading_exam, 'read')
 SCENE = caption_task('telling scenes of digits in a sentence', CaptionerConfig(dim=128, depth=3, heads=4, dropout=0.), FitConfig(lr=1e-3, label_smoothing=0.), SceneData(), scene_material, scene_batches, scene_exam, 'true')
-PHOTOS = caption_task('captions of photographs', CaptionerConfig(dim=256, depth=3, heads=8, dropout=0.2), FitConfig(lr=1e-3, average=0.999), PhotoData(), photo_material, photo_batches, photo_exam, 'cider')
+PHOTOS = caption_task('captions of photographs', CaptionerConfig(dim=256, depth=3, heads=8, dropout=0.2), FitConfig(lr=1e-3, average=0.999), PhotoData(), photo_material, photo_batches, photo_exam, 'cider', ('source', 'encoder', 'cache'))
 ENCODERS = dict(reading=lambda data: scene_encoder(data.encoder, data.size, data.unfreeze), scene=lambda data: scene_encoder(data.encoder, (data.side, data.side), data.unfreeze), photos=photo_encoder)
 CAPTION_TASKS = dict(reading=READING, scene=SCENE, photos=PHOTOS)
 ALL_TASKS = TASKS | CAPTION_TASKS

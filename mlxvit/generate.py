@@ -8,6 +8,7 @@ __all__ = ['AnyWriter', 'Rules', 'Written', 'write_rows', 'greedy', 'nucleus', '
 
 # %% ../nbs/4_caption/19_generation.ipynb #a64b1434
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Callable, NamedTuple, Protocol
 import numpy as np
 from .fit import PRECISIONS
@@ -36,6 +37,7 @@ class Rules:
         written:int,       # tokens so far
     ) -> np.ndarray:       # the same, -inf where a token must not follow
         "Forbid what the rules forbid"
+        if np.isnan(scores).any(): raise ValueError('the captioner scores words with NaN: its weights or its features are damaged')
         scores[:,[*self.never, self.bos]] = -np.inf
         if written+1 == self.length: scores[:,np.arange(scores.shape[1]) != self.eos] = -np.inf
         return scores
@@ -97,13 +99,14 @@ def sample(
     temperature:float=1., # below 1: sharper odds; above: flatter
     top_p:float=1.,   # share of the probability to draw from
     seed:int=0,       # which captions
+    first:int=0,      # number of the first image: each has its own random numbers, in whichever batch it stands
 ) -> list[Written]:   # a caption for each image; scores are the model's own, whatever the temperature
     "Draw each token with the probability that the model gives it"
     if not temperature > 0: raise ValueError(f'temperature should be above 0, got {temperature}; for the likeliest tokens use greedy')
     if not 0 < top_p <= 1: raise ValueError(f'top_p should be in (0, 1], got {top_p}')
-    rng = np.random.default_rng(seed)
+    numbers, place = np.stack([np.random.default_rng([seed, first+i]).random(rules.length) for i in range(images)]), count()
     def choose(scores, live):
-        u = rng.random(images)[live] # a number an image, however many are left
+        u = numbers[live,next(place)] # a number an image and token, however many are left
         return (nucleus(scores/temperature, top_p).cumsum(-1) > u[:,None]).argmax(-1)
     return write_rows(writer, images, rules, choose)
 
@@ -111,8 +114,8 @@ def sample(
 def best_of(
     scores:np.ndarray, # (images, m)
     n:int,             # how many
-) -> np.ndarray:       # (images, n) places, best first; of equals, the first
-    "Places of the largest scores"
+) -> np.ndarray:       # (images, n) places, best first
+    "Places of the largest scores, in order"
     n = min(n, scores.shape[1])
     rough = np.sort(np.argpartition(-scores, n-1, -1)[:,:n], -1)
     return np.take_along_axis(rough, np.argsort(-np.take_along_axis(scores, rough, -1), -1, kind='stable'), -1)
@@ -144,7 +147,7 @@ def beam_search(
         live, score, tokens, texts = live[going], score[going], tokens[going], texts[going]
     return [max(e, key=lambda w: w.score/(len(w.tokens)+1)**alpha) for e in ended]
 
-# %% ../nbs/4_caption/19_generation.ipynb #9e3c286c
+# %% ../nbs/4_caption/19_generation.ipynb #661cd719
 @dataclass(frozen=True)
 class Choice:
     "How to choose the words"
@@ -158,7 +161,10 @@ class Choice:
     def __post_init__(self):
         if self.precision not in PRECISIONS: raise ValueError(f'unknown precision {self.precision!r}: choose one of {PRECISIONS}')
         if self.beams < 1: raise ValueError(f'beams should be at least 1, got {self.beams}')
-        if self.temperature < 0 or not 0 < self.top_p <= 1: raise ValueError(f'temperature should be 0 or more and top_p should be in (0, 1], got {self.temperature} and {self.top_p}')
+        if not (self.temperature == 0 or 1e-4 <= self.temperature <= 100): raise ValueError(f'temperature should be 0, for no draws, or 0.0001 to 100, got {self.temperature}')
+        if not 0 < self.top_p <= 1: raise ValueError(f'top_p should be in (0, 1], got {self.top_p}')
+        if self.top_p < 1 and not self.temperature: raise ValueError('top_p cuts the tail of what is drawn: with temperature=0 nothing is drawn')
+        if not 0 <= self.alpha <= 10: raise ValueError(f'alpha should be 0 to 10, got {self.alpha}')
         if self.temperature and self.beams > 1: raise ValueError('beams or a temperature, not both: beam search does not draw')
 
 def write(
@@ -173,6 +179,6 @@ def write(
     for i in range(0, len(features), size):
         part = np.asarray(features[i:i+size], np.float32)
         writer, n = learner.writer(part, choice.precision), len(part)
-        if choice.temperature: out += sample(writer, n, rules, choice.temperature, choice.top_p, choice.seed+i)
+        if choice.temperature: out += sample(writer, n, rules, choice.temperature, choice.top_p, choice.seed, i)
         else: out += beam_search(writer, n, rules, choice.beams, choice.alpha) if choice.beams > 1 else greedy(writer, n, rules)
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Packed', 'pack', 'packed_mask', 'whole', 'DecoderConfig', 'linear_shapes', 'norm_shapes', 'decoder_shapes',
-           'CaptionerConfig', 'block_shapes', 'captioner_shapes']
+           'CaptionerConfig', 'block_shapes', 'captioner_shapes', 'check_tokens']
 
 # %% ../nbs/4_caption/14_sequences.ipynb #231cfb3e
 from dataclasses import asdict, dataclass
@@ -148,3 +148,12 @@ def captioner_shapes(
     shapes |= {**norm_shapes('norm', c.width), **linear_shapes('projection', c.width, c.dim), 'position': (1, c.tokens, c.dim)}
     for i in range(c.mixers): shapes |= block_shapes(f'mixers.{i}', c.dim, c.hidden)
     return shapes | norm_shapes('context_norm', c.dim) | {f'decoder.{n}': s for n,s in decoder_shapes(config).items()}
+
+# %% ../nbs/4_caption/14_sequences.ipynb #cbd73b86
+def check_tokens(
+    tokens:np.ndarray, # (B, n, T) ids
+    config:DecoderConfig, # who shall read them
+):
+    "Raise unless a decoder knows all tokens and has room for them"
+    if tokens.shape[-1]-1 > config.length: raise ValueError(f'captions of {tokens.shape[-1]} tokens are longer than the {config.length} places that this captioner knows')
+    if tokens.min() < 0 or tokens.max() >= config.vocabulary: raise ValueError(f'tokens should be 0 to {config.vocabulary-1}, got {tokens.min()} to {tokens.max()}: are they of another tokenizer?')

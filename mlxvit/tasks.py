@@ -176,6 +176,7 @@ class Task:
     learner: Callable = learner_class     # (framework) -> its class of learners
     extras: Callable = lambda data: {}    # (data) -> more for the checkpoint's record
     start: Callable = lambda learner, data: None # gives a fresh learner the weights to begin with, if any
+    places: tuple[str,...] = ()           # fields of the data that say where something lies, not what it is
 
 DIGIT = Task('one handwritten digit, 28×28', ViTConfig(), FitConfig(), DigitData(), lambda data: dict(image_size=(28, 28), channels=1, cells=(1, 1), C=10), digit_batches, digit_exam, 'accuracy', lambda image, size: prepare_digit(image))
 GRID = Task('a grid of digits, 2×2 by default', ViTConfig((56, 56), dim=96, heads=6, cells=(2, 2)), FitConfig(), GridData(), grid_shape, grid_batches, grid_exam, 'exact', prepare_grid)

@@ -13,6 +13,7 @@ from mlxvit.data.photos import draw_shapes, write_parquet
 from mlxvit.fit import FitConfig
 from mlxvit.generate import Choice, Rules, write
 from mlxvit.mlx.captioner import CaptionLearner as MLXLearner, Captioner as MLXCaptioner
+from mlxvit.reader import find
 from mlxvit.sequences import CaptionerConfig, captioner_shapes, pack
 from mlxvit.torch.captioner import CaptionLearner as TorchLearner, Captioner as TorchCaptioner
 from mlxvit.twins import compare, take_weights
@@ -143,7 +144,23 @@ def test_resuming_in_mlx(mlxvit, tmp_path):
 def test_another_encoder_cannot_resume(mlxvit, scene, tmp_path):
     out = shutil.copytree(scene, tmp_path/'run')
     p = mlxvit('train', 'scene', '--resume', '--out', out, '--data.encoder', 'layout', '--quiet')
-    assert p.returncode == 1 and 'was trained with encoder=layout-large' in p.stderr
+    assert p.returncode == 1 and 'was trained on features of another encoder' in p.stderr and p.stderr.count('\n') == 1
+
+
+def test_a_moved_encoder_can_resume(mlxvit, scene, tmp_path):
+    "Where the encoder lies is no setting of the run: what it is, is"
+    out, moved = tmp_path/'run', tmp_path/'elsewhere'
+    shutil.copytree(find('layout-large'), moved)
+    assert mlxvit(*SCENE, '--epochs', 2, '--stop_after', 1, '--out', out).returncode == 0
+    p = mlxvit('train', 'scene', '--resume', '--out', out, '--data.encoder', moved, '--quiet')
+    assert p.returncode == 0, p.stderr
+    assert same(out, scene)
+
+
+def test_its_settings_repeat_it(mlxvit, scene, tmp_path):
+    p = mlxvit('train', 'scene', '--config', scene/'config.yaml', '--out', tmp_path/'again', '--quiet')
+    assert p.returncode == 0, p.stderr
+    assert same(scene, tmp_path/'again')
 
 
 def test_its_weights_begin_another_run(mlxvit, scene, tmp_path):
@@ -151,7 +168,7 @@ def test_its_weights_begin_another_run(mlxvit, scene, tmp_path):
     assert p.returncode == 0, p.stderr
     assert load_checkpoint(tmp_path/'run/last').config['trained']['init']['epoch'] in (1, 2)
     p = mlxvit(*READING, '--epochs', 1, '--init', scene, '--out', tmp_path/'other')
-    assert p.returncode == 1 and 'named by --init' in p.stderr and p.stderr.count('\n') == 1
+    assert p.returncode == 1 and 'named by --init, was trained on features of another encoder' in p.stderr and p.stderr.count('\n') == 1
 
 
 def test_caption_files(mlxvit, scene, tmp_path):
@@ -164,7 +181,7 @@ def test_caption_files(mlxvit, scene, tmp_path):
     assert p.returncode == 1 and 'Traceback' not in p.stderr
     assert len(p.stdout.splitlines()) == 2 and p.stdout.startswith(f'{files[0]}: ')
     assert 'text.png is not an image' in p.stderr and 'cut.jpg' in p.stderr and p.stderr.count('\n') == 2
-    assert Image.open(tmp_path/'maps/blank.png').size[0] > 300
+    assert Image.open(tmp_path/'maps/1-blank.png').size[0] > 300
     q = mlxvit('caption', scene, files[0], '--json', '--temperature', 1, '--framework', 'mlx')
     assert q.returncode == 0 and set(json.loads(q.stdout)) == {'image', 'caption'}
 
@@ -181,6 +198,7 @@ def test_photographs_from_training_to_examination(mlxvit, shapes, tmp_path):
     q = mlxvit('evaluate', out, '--beams', 2)
     assert q.returncode == 0, q.stderr
     for row in ('greedy', '2 beams', 'most common caption', 'nearest photograph'): assert f'| {row}' in q.stdout
+    assert f'{out}, 2 beams: CIDEr' in q.stdout
     assert {'bleu4', 'cider', 'rouge', 'distinct', 'beams', 'loss'} <= set(json.loads((out/'metrics.json').read_text()))
     before = (out/'metrics.json').read_bytes()
     assert mlxvit('evaluate', out, '--split', 'test', '--beams', 1).returncode == 0 and (out/'metrics.json').read_bytes() == before
@@ -220,6 +238,10 @@ def test_results_know_captioners(mlxvit, scene):
     (['caption', 'SCENE', 'BLANK', '--temperature', '1', '--top_p', '2'], ['top_p should be in (0, 1]']),
     (['caption', 'SCENE', 'BLANK', '--encoder', 'layout'], ['of another encoder']),
     (['predict', 'SCENE', 'BLANK'], ['writes captions', 'mlxvit caption']),
+    (['evaluate', 'SCENE', '--beams', '0'], ['beams should be at least 1']),
+    (['caption', 'SCENE', 'BLANK', '--top_p', '0.5'], ['nothing is drawn']),
+    (['caption', 'SCENE', 'BLANK', '--alpha', 'nan'], ['alpha should be 0 to 10']),
+    (['train', 'scene', '--class_weights', '[1,2]', '--data.scenes', '64'], ['2 class weights for 61 tokens']),
     (['evaluate', 'SCENE', '--split', 'test'], ['--source and --split are for photographs']),
     (['evaluate', 'digit', '--encoder', 'layout'], ['no captioner']),
 ])

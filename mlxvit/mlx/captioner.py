@@ -16,7 +16,7 @@ from ..fit import FitConfig
 from .decoder import Decoder
 from .learner import Learner
 from .vit import Block
-from ..sequences import CaptionerConfig, captioner_shapes, pack, whole
+from ..sequences import CaptionerConfig, captioner_shapes, check_tokens, pack, whole
 
 # %% ../../nbs/4_caption/18_twin.ipynb #e8ebd0de
 class Captioner(nn.Module):
@@ -74,6 +74,7 @@ class CaptionLearner(Learner):
         config:FitConfig=FitConfig(), # the recipe; its seed draws the starting weights
     ) -> 'CaptionLearner':
         "A learner for a fresh captioner"
+        if config.class_weights and len(config.class_weights) != model.vocabulary: raise ValueError(f'{len(config.class_weights)} class weights for {model.vocabulary} tokens')
         return cls(Captioner(model, config.seed), config)
 
     def arrays(self,
@@ -81,6 +82,7 @@ class CaptionLearner(Learner):
     ) -> list[mx.array]: # features, inputs, positions, captions, targets
         "A batch as MLX has it, its captions packed"
         features, tokens = batch
+        check_tokens(tokens, self.model.config)
         return super().arrays((features, *pack(tokens, self.model.config.pad)))
 
     @contextmanager

@@ -16,7 +16,7 @@ from ..sequences import DecoderConfig, decoder_shapes
 Caches = tuple[KeyValueCache, KeyValueCache] # of a block: of the tokens so far, and of the context
 
 class DecoderBlock(nn.Module):
-    "A pre-norm decoder block: causal attention, attention to a context, MLP, each added to its input (Vaswani et al., 2017, section 3.1)"
+    "A decoder block: causal attention, attention to a context, MLP, each added to its input (Vaswani et al., 2017, section 3.1), with the norms in front (Xiong et al., 2020)"
     def __init__(self,
         dim:int,     # width D
         heads:int,   # attention heads

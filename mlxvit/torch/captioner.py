@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from ..config import initial_values
 from ..fit import FitConfig
-from ..sequences import CaptionerConfig, captioner_shapes, pack, whole
+from ..sequences import CaptionerConfig, captioner_shapes, check_tokens, pack, whole
 from .decoder import Decoder
 from .learner import Learner
 from .vit import Block
@@ -75,6 +75,7 @@ class CaptionLearner(Learner):
         config:FitConfig=FitConfig(), # the recipe; its seed draws the starting weights
     ) -> 'CaptionLearner':
         "A learner for a fresh captioner"
+        if config.class_weights and len(config.class_weights) != model.vocabulary: raise ValueError(f'{len(config.class_weights)} class weights for {model.vocabulary} tokens')
         return cls(Captioner(model, config.seed), config)
 
     def tensors(self,
@@ -82,6 +83,7 @@ class CaptionLearner(Learner):
     ) -> list[Tensor]: # features, inputs, positions, captions, targets
         "A batch on the device, its captions packed"
         features, tokens = batch
+        check_tokens(tokens, self.model.config)
         return super().tensors((features, *pack(tokens, self.model.config.pad)))
 
     def forward(self,

@@ -18,7 +18,7 @@ from .vit import MLP
 Caches = tuple[KeyValueCache, KeyValueCache] # of a block: of the tokens so far, and of the context
 
 class DecoderBlock(nn.Module):
-    "A pre-norm decoder block: causal attention, attention to a context, MLP, each added to its input (Vaswani et al., 2017, section 3.1)"
+    "A decoder block: causal attention, attention to a context, MLP, each added to its input (Vaswani et al., 2017, section 3.1), with the norms in front (Xiong et al., 2020)"
     def __init__(self,
         dim:int,     # width D
         heads:int,   # attention heads
@@ -116,8 +116,9 @@ class Decoder(nn.Module):
     ) -> Tensor:        # (B*n, blocks, heads, T, S), every row sums to one
         "Where each token looks, in every head of every block"
         x, maps, n = self.embed(tokens, torch.arange(tokens.shape[1])), [], len(tokens)//len(context)
+        mask = causal_mask(tokens.shape[1]).to(x.device)
         for block in self.blocks:
-            heard = x + block.attention(block.norm1(x), mask=causal_mask(tokens.shape[1]))
+            heard = x + block.attention(block.norm1(x), mask=mask)
             maps.append(block.cross_attention.weights(block.norm2(heard), context.repeat_interleave(n, 0)))
-            x = block(x, context, causal_mask(tokens.shape[1]))
+            x = block(x, context, mask)
         return torch.stack(maps, 1)
