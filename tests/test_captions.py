@@ -240,7 +240,7 @@ def test_results_know_captioners(mlxvit, scene):
     (['predict', 'SCENE', 'BLANK'], ['writes captions', 'mlxvit caption']),
     (['evaluate', 'SCENE', '--beams', '0'], ['beams should be at least 1']),
     (['caption', 'SCENE', 'BLANK', '--top_p', '0.5'], ['nothing is drawn']),
-    (['caption', 'SCENE', 'BLANK', '--alpha', 'nan'], ['alpha should be 0 to 10']),
+    (['caption', 'SCENE', 'BLANK', '--alpha', '11'], ['alpha should be 0 to 10']),
     (['train', 'scene', '--class_weights', '[1,2]', '--data.scenes', '64'], ['2 class weights for 61 tokens']),
     (['evaluate', 'SCENE', '--split', 'test'], ['--source and --split are for photographs']),
     (['evaluate', 'digit', '--encoder', 'layout'], ['no captioner']),

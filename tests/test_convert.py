@@ -62,7 +62,7 @@ def test_a_pinned_model_is_fetched_at_its_revision(clip):
     asked = {}
     def fake(name, **how): asked.update(name=name, **how); return str(clip)
     with patch('huggingface_hub.snapshot_download', fake): found = convert('owner/clip@' + '0123456789'*4)
-    assert asked == dict(name='owner/clip', revision='0123456789'*4, allow_patterns=['config.json', 'model*.safetensors', 'model.safetensors.index.json'])
+    assert asked == dict(name='owner/clip', revision='0123456789'*4, allow_patterns=['config.json', 'preprocessor_config.json', 'model*.safetensors', 'model.safetensors.index.json'])
     assert found.config['trained']['source'] == 'owner/clip@' + '0123456789'*4
 
 
