@@ -48,7 +48,7 @@ class Ending:
         if images is not None: self.left = self.left[images]
         self.writer.select(rows, images)
 
-# %% ../nbs/5_ship/25_captions.ipynb #bfb974c8
+# %% ../nbs/5_ship/25_captions.ipynb #b9976f0a
 SIZE = CaptionerConfig(vocabulary=3500, length=25, dim=256, heads=8, depth=3, dropout=0., tokens=65, width=256) # as for photographs in chapter 21
 
 def our_captions(
@@ -87,7 +87,7 @@ def library_captions(
         with torch.inference_mode(): return model.generate(encoder_outputs=BaseModelOutput(torch.from_numpy(features)), max_new_tokens=24, do_sample=False, logits_processor=[End()], **more)
     return run
 
-# %% ../nbs/5_ship/25_captions.ipynb #31198f9b
+# %% ../nbs/5_ship/25_captions.ipynb #525445a6
 def caption_rows(
     size:int=32,   # images at once
     rounds:int=9,  # that count

@@ -37,7 +37,8 @@ class CaptionReader:
         self.model, data = from_dict(type(task.model), config['model']), from_dict(type(task.data), config['data'])
         shipped = str(ASSETS/data.encoder) if (ASSETS/data.encoder/'model.safetensors').is_file() else data.encoder # whatever folder of that name lies here
         self.data = replace(data, encoder=encoder or shipped)
-        self.encoder = ENCODERS[self.task](self.data)
+        try: self.encoder = ENCODERS[self.task](self.data)
+        except CheckpointError as error: raise CheckpointError(f'{where} looks through another model, which was not found: {error}; where it is now: encoder=FOLDER, on the command line --encoder FOLDER') from None
         theirs = {n: v for n,v in config['encoder'].items() if n != 'name'}
         if difference := first_difference(theirs, self.encoder.key()): raise CheckpointError(f'{where} was trained on features of another encoder: {difference}')
         self.material = Material(Tokenizer.from_json(config['tokenizer']), self.encoder, self.model.length)

@@ -26,6 +26,7 @@ from .features import FeatureBatches, cache_features
 from .fit import FitConfig
 from .generate import Choice, Rules, write
 from .metrics import caption_scores, caption_words, most_common_caption, nearest_captions
+from .rewards import CiderD, RewardBatches
 from .sequences import CaptionerConfig
 from .tasks import TASKS, DigitData, LayoutData, Task, layout_of, test_digits, train_and_held
 from .text import Tokenizer, take, train_bpe, train_words, vocabulary
@@ -112,7 +113,7 @@ class Exam:
         for name, (features, score) in self.others.items(): found |= {f'{name}_{k}': v for k,v in score(self.material.tell(learner, features, self.choice)).items()}
         return found
 
-# %% ../nbs/5_ship/22_caption_tasks.ipynb #99863317
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #d50d914c
 @dataclass(frozen=True)
 class ReadingData(LayoutData):
     "Canvases of digits, to be read aloud"
@@ -137,6 +138,7 @@ def scene_encoder(
     if not 0 < unfreeze <= depth: raise ValueError(f'{name} has {depth} blocks: unfreeze should be 0 to {depth}, got {unfreeze}')
     return Encoder(EncoderConfig(name, blocks=(depth-unfreeze,), size=size, norm=False))
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #388773c3
 def take_tail(
     learner:Any, # of a captioner with a tail: gets the weights
     data:Any,    # with `encoder` and `unfreeze`
@@ -151,6 +153,7 @@ def take_tail(
             own[name] = weights[f'blocks.{first+int(i)}.{rest}']
     learner.load(own)
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #ee098d33
 def read_right(
     truth:list[str], # digits with blanks between
 ) -> Callable: # list of captions -> figures
@@ -196,7 +199,7 @@ def reading_exam(
     "The fixed examination: 10,000 canvases of official test digits"
     return reading_set(data, FixedLayouts(test_digits(data), layout_of(data), 10_000, 0, vary(data.zoom, data.turn)), material)
 
-# %% ../nbs/5_ship/22_caption_tasks.ipynb #bf9f715e
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #cd78224b
 @dataclass(frozen=True)
 class SceneData(DigitData):
     "Scenes of digits, to be told in a sentence"
@@ -220,6 +223,7 @@ def scene_material(
     "The words of the grammar, and an encoder of digits"
     return Material(GRAMMAR, scene_encoder(data.encoder, (data.side, data.side), data.unfreeze), LONGEST+2)
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #a695b516
 class SceneFeatures(SceneBatches):
     "Batches of new scenes, as features and tokens"
     def epoch(self,
@@ -261,7 +265,7 @@ def scene_exam(
     digits = test_digits(data)
     return scene_set(data, fixed_scenes(digits, side=data.side), fixed_scenes(digits, split='unseen', side=data.side), material)
 
-# %% ../nbs/5_ship/22_caption_tasks.ipynb #c8b2ad1d
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #8fe8281b
 @dataclass(frozen=True)
 class PhotoData:
     "Photographs with captions, and what is made of them"
@@ -277,6 +281,8 @@ class PhotoData:
     grid: int = 0              # average the patches over a grid of grid×grid; 0: leave them as they are
     unfreeze: int = 0          # how many of the encoder's last blocks are trained further
     mirror: bool = True        # learn from the mirrored photographs, too?
+    drafts: int = 0            # captions of each photograph that the model writes itself, to learn from their scores; 0: learn from people's captions
+    temperature: float = 0.5   # of these drafts: below 1 they are closer to what the model would write greedily
     tokens: str = 'words'      # 'words', 'bpe', or a tokenizer: a folder, or owner/model@revision of the hub
     least: int = 3             # 'words': how often a word must be met to get a token
     size: int = 4000           # 'bpe': tokens in all
@@ -287,6 +293,7 @@ class PhotoData:
 
 BARS = dict(progress=True) # of long preparations; the command line's --quiet turns them off
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #2a7ffcda
 @lru_cache(4)
 def photos_of(
     data:PhotoData, # where from
@@ -304,6 +311,7 @@ def photo_words(
     if data.tokens == 'words': return train_words(texts(), data.least)
     return train_bpe(texts(), data.size) if data.tokens == 'bpe' else take(data.tokens)
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #b452697f
 @lru_cache(2)
 def photo_encoder(
     data:PhotoData, # encoder
@@ -327,7 +335,7 @@ def photo_material(
     encoder = photo_encoder(data) # before the words: it is quicker to be found missing
     return Material(photo_words(data), encoder, data.length)
 
-# %% ../nbs/5_ship/22_caption_tasks.ipynb #2ec37d5b
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #7cd45566
 def caption_tokens(
     words:Tokenizer,  # of these captions
     captions:list[list[str]], # those of each photograph
@@ -344,6 +352,7 @@ def caption_tokens(
         for row, tokens in zip(line, fits[i]): row[:len(tokens)+2] = [words.bos, *tokens, words.eos]
     return out, kept
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #2aef9092
 def photo_features(
     data:PhotoData, # encoder and cache
     photos:Photos,  # of which
@@ -359,16 +368,21 @@ class Chosen:
     def __len__(self) -> int: return len(self.at)
     def __getitem__(self, i:Any) -> np.ndarray: return self.features[self.at[i]]
 
+# %% ../nbs/5_ship/22_caption_tasks.ipynb #e4b7e71e
 def photo_batches(
     data:PhotoData, # photographs, encoder, tokenizer
     fit:FitConfig,  # batch size and seed
-) -> tuple[FeatureBatches, Exam]: # to train on, to choose by
+) -> tuple[FeatureBatches|RewardBatches, Exam]: # to train on, to choose by
     "Features of the training photographs with their captions, and those held out"
+    if data.drafts and fit.label_smoothing: raise ValueError(f'drafts are weighed word by word, and smoothing would pay for words that were not written: label_smoothing should be 0, got {fit.label_smoothing}')
     photos, m = photos_of(data, data.train), photo_material(data)
     tokens, kept = caption_tokens(m.words, photos.captions, data.length)
     features = tuple(photo_features(data, photos, mirror) for mirror in (False, True)[:1+data.mirror])
     if len(kept) < len(photos): features = tuple(Chosen(f, kept) for f in features)
-    return FeatureBatches(features, tokens, fit.batch_size, fit.seed), photo_exam(data, split=data.held)
+    batches, exam = FeatureBatches(features, tokens, fit.batch_size, fit.seed, pad=m.words.pad), photo_exam(data, split=data.held)
+    if not data.drafts: return batches, exam
+    judge = CiderD([photos.captions[i] for i in kept])
+    return RewardBatches(batches, m.words, m.rules(), judge, data.drafts, data.temperature), exam
 
 def photo_exam(
     data:PhotoData, # photographs, encoder, tokenizer

@@ -6,7 +6,7 @@
 __all__ = ['DECIDED', 'TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records',
            'resumed', 'train', 'began_in', 'same_words', 'start_from', 'write_config', 'trackers', 'finish', 'command',
            'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record', 'as_text', 'caption', 'export',
-           'made_by', 'write_record', 'convert', 'bench', 'results', 'main']
+           'made_by', 'anywhere', 'write_record', 'convert', 'bench', 'results', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -261,13 +261,15 @@ def evaluate_captions(
 def show_captions(
     reader:Any, # a CaptionReader of photographs
     rows:dict[str,dict], # name -> figures
-):
+) -> dict[str,dict]: # the same, and those of the baselines
     "Print figures of captions beside what can be had without a captioner"
     from mlxvit.caption_tasks import photo_baselines
     from mlxvit.metrics import SCORES, caption_table
     try: rows = rows | photo_baselines(reader.data)
     except (ValueError, OSError) as e: print(f'no baselines beside it, since they need the training photographs: {e}')
-    print(caption_table({n: {k: v for k, v in r.items() if k in SCORES} for n, r in rows.items()}))
+    rows = {n: {k: v for k, v in r.items() if k in SCORES} for n, r in rows.items()}
+    print(caption_table(rows))
+    return rows
 
 @command(model=MODEL, framework=FRAMEWORK, beams=(int, 4, 'beams of a captioner, beside greedy; 1: greedy alone'), alpha=(float, 0.7, "power of the length that beams' scores are divided by"),
          source=(str, '', 'other photographs than those of the run'), split=(str, '', 'which part of the photographs'), encoder=(str, '', "where a captioner's encoder is now, if not where it was"))
@@ -281,10 +283,10 @@ def evaluate(
     if (cfg.source or cfg.split) and reader.task != 'photos': raise ValueError(f'{cfg.model} is examined on its own fixed set: --source and --split are for photographs')
     rows = evaluate_captions(reader, cfg) if reader.task in CAPTION_TASKS else {'': reader.learner.evaluate(TASKS[reader.task].exam(reader.data))}
     for name, scores in rows.items(): print(f"{cfg.model}{name and f', {name}'}: {describe(scores, getattr(reader.model, 'K', 1))}; loss {scores['loss']:.4f}")
+    table = dict(table=show_captions(reader, rows)) if reader.task == 'photos' else {}
     if cfg.model not in shipped() and not (cfg.source or cfg.split):
-        (Path(cfg.model)/'metrics.json').write_text(json.dumps(scores, indent=2)+'\n')
+        (Path(cfg.model)/'metrics.json').write_text(json.dumps(scores | table, indent=2)+'\n')
         print(f'written to {Path(cfg.model)/"metrics.json"}')
-    if reader.task == 'photos': show_captions(reader, rows)
 
 # %% ../nbs/5_ship/22_cli.ipynb #d8e57761
 @command(model=MODEL, images=(list, ..., 'image files of any size and kind'), framework=FRAMEWORK,
@@ -360,6 +362,7 @@ def export(
     from mlxvit.reader import find
     run, scores, out = load_checkpoint(find(cfg.model)), Path(cfg.model)/'metrics.json', Path(cfg.out)
     config, log = {**run.config, 'trained': made_by(run)}, [r for r in run.metrics if 'epoch' in r]
+    config = anywhere(config)
     if cfg.record: write_record(out, {n: v for n,v in config.items() if n != 'tokenizer'}, run.metrics)
     else: save_checkpoint(out, Checkpoint(config, run.weights, metrics=log))
     if scores.exists(): (out/'metrics.json').write_text(scores.read_text())
@@ -370,6 +373,15 @@ def made_by(
 ) -> dict: # command, machine, seed, epoch, seconds, and the same of the model it began with
     "How a checkpoint was made"
     return {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
+
+def anywhere(
+    config:dict, # of a checkpoint
+) -> dict: # the same, a folder said by its name alone
+    "Settings without where things lay on the machine that trained"
+    places = [config['data'][n] for n in ALL_TASKS[config['task']].places if n in config['data']] if config.get('task') in ALL_TASKS else []
+    text = json.dumps(config)
+    for place in sorted(filter(lambda p: Path(p).is_absolute(), places), key=len, reverse=True): text = text.replace(json.dumps(place)[1:-1], Path(place).name)
+    return json.loads(text)
 
 def write_record(
     out:Path,    # folder

@@ -250,9 +250,10 @@ class FeatureBatches:
         size:int=64,       # images in a batch
         seed:int=0,        # order, and who is mirrored
         shuffle:bool=True, # a new order every epoch, and only whole batches; False: in order, all of it, plain
+        pad:int|None=None, # token that fills up rows: images with about as much to read come together; None: as dealt
     ):
         self.features = features if isinstance(features, tuple) else (features,)
-        self.tokens, self.size, self.seed, self.shuffle = tokens, size, seed, shuffle
+        self.tokens, self.size, self.seed, self.shuffle, self.pad = tokens, size, seed, shuffle, pad
         shapes, n = [tuple(f.shape) for f in self.features], len(tokens)
         if tokens.ndim != 3 or tokens.dtype.kind != 'i': raise ValueError(f'expected captions as integers (n, k, T), got {tokens.dtype} {tokens.shape}')
         if not 1 <= len(shapes) <= 2 or len(set(shapes)) > 1 or shapes[0][0] != n: raise ValueError(f'expected features (n, S, M) of {n} images, once or plain and mirrored, got {", ".join(map(str, shapes))}')
@@ -271,12 +272,31 @@ class FeatureBatches:
         start:int=0, # first batch, to resume in the middle
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B, S, M) float32, (B, k, T) int64
         "The batches of one epoch, from batch `start`"
+        for at, side in self.places(epoch, start): yield self.read(at, side), self.tokens[at].astype(np.int64)
+
+    def places(self,
+        epoch:int,   # which epoch
+        start:int=0, # first batch
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B,) which images, (B,) 0 for plain and 1 for mirrored
+        "Which images the batches of one epoch hold"
         rng, n = np.random.default_rng([self.seed, epoch]), len(self.tokens)
         order = rng.permutation(n) if self.shuffle else np.arange(n)
         side = rng.integers(len(self.features), size=n) if self.shuffle else np.zeros(n, int)
+        if self.shuffle and self.pad is not None: order = self.alike(order, rng)
         for i in range(start, len(self)):
             at = np.sort(order[i*self.size:(i+1)*self.size])
-            yield self.read(at, side[at]), self.tokens[at].astype(np.int64)
+            yield at, side[at]
+
+    def alike(self,
+        order:np.ndarray, # (n,) as dealt
+        rng:np.random.Generator, # of the epoch
+        near:int=16,      # batches that are put in order of length at a time
+    ) -> np.ndarray: # (batches*B,) images; the batches themselves in any order
+        "Put images with about as much to read side by side"
+        length, whole = (self.tokens != self.pad).sum((1, 2)), order[:len(self)*self.size]
+        parts = [whole[i:i+near*self.size] for i in range(0, len(whole), near*self.size)]
+        batches = np.concatenate([p[np.argsort(length[p], kind='stable')] for p in parts]).reshape(len(self), self.size)
+        return batches[rng.permutation(len(self))].ravel()
 
     def read(self,
         at:np.ndarray,   # (B,) which images

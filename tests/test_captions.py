@@ -199,7 +199,12 @@ def test_photographs_from_training_to_examination(mlxvit, shapes, tmp_path):
     assert q.returncode == 0, q.stderr
     for row in ('greedy', '2 beams', 'most common caption', 'nearest photograph'): assert f'| {row}' in q.stdout
     assert f'{out}, 2 beams: CIDEr' in q.stdout
-    assert {'bleu4', 'cider', 'rouge', 'distinct', 'beams', 'loss'} <= set(json.loads((out/'metrics.json').read_text()))
+    scores = json.loads((out/'metrics.json').read_text())
+    assert {'bleu4', 'cider', 'rouge', 'distinct', 'beams', 'loss'} <= set(scores)
+    assert list(scores['table']) == ['greedy', '2 beams', 'most common caption', 'nearest photograph']
+    assert mlxvit('export', out, tmp_path/'record', '--record').returncode == 0
+    kept = (tmp_path/'record/config.json').read_text() # what it was, without where it lay
+    assert str(shapes) not in kept and f'--data.source {shapes.name} ' in json.loads(kept)['trained']['command'] and 'tokenizer' not in json.loads(kept)
     before = (out/'metrics.json').read_bytes()
     assert mlxvit('evaluate', out, '--split', 'test', '--beams', 1).returncode == 0 and (out/'metrics.json').read_bytes() == before
 
@@ -212,6 +217,22 @@ def test_examined_without_its_training_photographs(mlxvit, shapes, tmp_path):
     p = mlxvit('evaluate', tmp_path/'run', '--source', apart, '--split', 'test', '--beams', 2)
     assert p.returncode == 0, p.stderr
     assert '2 beams' in p.stdout and 'no baselines beside it' in p.stdout
+
+
+@pytest.mark.parametrize('framework', ['torch', 'mlx'])
+def test_paid_by_the_score(shapes, tmp_path, monkeypatch, framework):
+    "First captions of people, then its own; a run of drafts that was stopped goes on byte for byte"
+    from mlxvit.cli import main
+    monkeypatch.chdir(tmp_path)
+    go = lambda *args: main([str(a) for a in photo_flags(shapes, '--framework', framework, *args)])
+    assert go('--epochs', 1, '--out', 'taught') == 0
+    paid = ['--epochs', 2, '--init', 'taught', '--data.drafts', 3, '--label_smoothing', 0, '--out']
+    assert go(*paid, 'whole') == 0 and go(*paid, 'parts', '--stop_after', 1) == 0
+    assert not same(tmp_path/'whole', tmp_path/'parts')
+    assert main(['train', 'photos', '--resume', '--out', 'parts', '--quiet']) == 0
+    assert same(tmp_path/'whole', tmp_path/'parts')
+    before, after = (load_checkpoint(f'{n}/last').weights for n in ('taught', 'whole'))
+    assert any((before[n] != after[n]).any() for n in before)
 
 
 def test_results_know_captioners(mlxvit, scene):
@@ -229,6 +250,8 @@ def test_results_know_captioners(mlxvit, scene):
     (['train', 'photos', '--data.source', 'SHAPES', '--data.encoder', 'layout', '--data.grid', '3'], ['a grid of 3×3 does not divide']),
     (['train', 'photos', '--data.source', 'SHAPES', '--data.encoder', 'layout', '--data.unfreeze', '9'], ['unfreeze should be 0 to']),
     (['train', 'photos', '--data.source', 'SHAPES', '--data.encoder', 'layout', '--data.tokens', 'owner/model'], ['owner/model']),
+    (['train', 'photos', '--data.source', 'SHAPES', '--data.encoder', 'layout', '--data.drafts', '3'], ['label_smoothing should be 0']),
+    (['train', 'photos', '--data.source', 'SHAPES', '--data.encoder', 'layout', '--data.least', '1', '--batch_size', '8', '--data.drafts', '1', '--label_smoothing', '0'], ['judged by each other: expected at least 2, got 1']),
     (['train', 'scene', '--data.unfreeze', '9'], ['unfreeze should be 0 to 4, got 9']),
     (['train', 'scene', '--data.encoder', 'nowhere'], ["no encoder 'nowhere'"]),
     (['train', 'scene', '--model.vocabulary', '9'], ['the data needs model.vocabulary=61, got 9']),

@@ -14,7 +14,8 @@ from mlx.utils import tree_map, tree_unflatten
 from ..config import initial_values
 from ..fit import FitConfig
 from .decoder import Decoder
-from .learner import Learner
+from .functions import logsumexp
+from .learner import Learner, cross_entropy
 from .vit import Block
 from ..sequences import CaptionerConfig, captioner_shapes, check_tokens, pack, whole
 
@@ -78,12 +79,28 @@ class CaptionLearner(Learner):
         return cls(Captioner(model, config.seed), config)
 
     def arrays(self,
-        batch:tuple, # (features, tokens), NumPy
-    ) -> list[mx.array]: # features, inputs, positions, captions, targets
+        batch:tuple, # (features, tokens), NumPy; or with worth (B, n): what the loss of each caption is multiplied with
+    ) -> list[mx.array]: # features, inputs, positions, captions, targets; worth (B, P)
         "A batch as MLX has it, its captions packed"
-        features, tokens = batch
+        features, tokens, *worth = batch
         check_tokens(tokens, self.model.config)
-        return super().arrays((features, *pack(tokens, self.model.config.pad)))
+        packed = pack(tokens, self.model.config.pad)
+        return super().arrays((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in worth)))
+
+    def loss(self,
+        weights:dict[str,mx.array], # name -> array
+        features:mx.array, inputs:mx.array, positions:mx.array, captions:mx.array, targets:mx.array, # as `arrays` gives them
+        *worth:mx.array, # (B, P) what the loss of each token is multiplied with
+    ) -> mx.array: # ()
+        "The loss of a batch"
+        return cross_entropy(self.scores(weights, features, inputs, positions, captions), targets.flatten(), self.config, *(w.flatten() for w in worth))
+
+    def step(self,
+        batch:tuple, # (features, tokens), NumPy; or what `write`s such a batch with this learner
+        lr:float,    # learning rate of this step
+    ) -> dict[str,float]: # loss and gradient norm, before the step
+        "One step of the optimizer; none if loss or gradient is not finite"
+        return super().step(batch.write(self) if hasattr(batch, 'write') else batch, lr)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -142,7 +159,7 @@ class Writer:
     ) -> np.ndarray:       # (B*n, V) float32 log-probabilities of the next
         "Read one token a row, and score the next"
         logits = self.decoder.next(mx.array(tokens), self.context, self.caches).astype(mx.float32)
-        return np.array(logits - mx.logsumexp(logits, -1, keepdims=True))
+        return np.array(logits - logsumexp(logits)[:,None])
 
     def select(self,
         rows:np.ndarray, # (B'*n',) rows to go on with, those of an image side by side

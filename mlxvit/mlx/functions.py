@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POWER', 'ROUND', 'FAST', 'LIBRARY', 'polynomial', 'exp', 'fast_softmax', 'softmax_gradient', 'softmax', 'is_slow',
-           'fit_fraction', 'normal_gate', 'tanh_gate', 'quick_gate', 'normal_slope', 'tanh_slope', 'quick_slope',
-           'fraction', 'gated', 'activate']
+           'fast_logsumexp', 'logsumexp_gradient', 'logsumexp', 'fit_fraction', 'normal_gate', 'tanh_gate',
+           'quick_gate', 'normal_slope', 'tanh_slope', 'quick_slope', 'fraction', 'gated', 'activate']
 
 # %% ../../nbs/3_mlx/09_functions.ipynb #5d02b2aa
 from functools import cache
@@ -67,6 +67,30 @@ def softmax(
 def is_slow() -> bool:
     "Does MLX compute `exp` and `erf` one number at a time here?"
     return is_cpu_build() and mx.default_device() == mx.cpu
+
+# %% ../../nbs/3_mlx/09_functions.ipynb #bc96893f
+@mx.custom_function
+def fast_logsumexp(
+    x:mx.array, # (..., S) float32
+) -> mx.array: # (...)
+    "The logarithm of the sum of exponentials over the last axis"
+    most = x.max(-1, keepdims=True)
+    return mx.log(exp(x - most).sum(-1)) + most[...,0]
+
+@fast_logsumexp.vjp
+def logsumexp_gradient(
+    x:mx.array, # (..., S)
+    g:mx.array, # (...) gradient of the result
+    y:mx.array, # (...) the result
+) -> mx.array:  # (..., S) gradient of x
+    "How a change of the scores changes the sum"
+    return g[...,None]*exp(x - y[...,None])
+
+def logsumexp(
+    x:mx.array, # (..., S) float32
+) -> mx.array: # (...)
+    "The logarithm of the sum of exponentials over the last axis, by whichever way is fast here"
+    return fast_logsumexp(x) if is_slow() else mx.logsumexp(x, -1)
 
 # %% ../../nbs/3_mlx/09_functions.ipynb #ac851ee3
 @cache

@@ -13,7 +13,7 @@ import mlx.core as mx, mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from ..config import ViTConfig
 from ..fit import FitConfig, decays
-from .functions import softmax
+from .functions import logsumexp, softmax
 from .vit import ViT
 
 # %% ../../nbs/3_mlx/12_training.ipynb #574d6a59
@@ -21,12 +21,14 @@ def cross_entropy(
     logits:mx.array,  # (n, C) float32
     targets:mx.array, # (n,) classes; -1: not asked, does not count
     config:FitConfig, # smoothing, class weights, focus
+    worth:mx.array|None=None, # (n,) what each is multiplied with; None: 1
 ) -> mx.array: # ()
     "Cross-entropy with label smoothing (Szegedy et al., 2016), class weights and focus (Lin et al., 2017)"
     c, asked = config, targets >= 0
     chosen = mx.maximum(targets, 0)[:,None]
-    each = mx.logsumexp(logits, -1) - (1-c.label_smoothing)*mx.take_along_axis(logits, chosen, -1)[:,0] - c.label_smoothing*logits.mean(-1)
+    each = logsumexp(logits) - (1-c.label_smoothing)*mx.take_along_axis(logits, chosen, -1)[:,0] - c.label_smoothing*logits.mean(-1)
     if c.focal: each = each*mx.maximum(1 - mx.take_along_axis(softmax(logits), chosen, -1)[:,0], 1e-6)**c.focal
+    if worth is not None: each = each*worth
     weight = mx.array(c.class_weights)[chosen[:,0]]*asked if c.class_weights else asked
     return (each*weight).sum()/weight.sum()
 
@@ -101,11 +103,17 @@ class Learner:
         weights:dict[str,mx.array], # name -> array
         *batch:mx.array, # (B, H, W) images, normalised, and (B, K) targets
     ) -> mx.array: # ()
-        "The loss of a batch, forward in the precision asked for"
+        "The loss of a batch"
         *inputs, targets = batch
+        return cross_entropy(self.scores(weights, *inputs), targets.flatten(), self.config)
+
+    def scores(self,
+        weights:dict[str,mx.array], # name -> array
+        *inputs:mx.array, # (B, H, W) images, normalised
+    ) -> mx.array: # (B*K, C) float32 logits
+        "What training weights say, in the precision asked for, with dropout"
         if self.config.precision == 'bfloat16': weights, inputs = {n: w.astype(mx.bfloat16) for n,w in weights.items()}, [x.astype(mx.bfloat16) if x.dtype == mx.float32 else x for x in inputs]
-        logits = self.call(weights, *inputs, training=True)
-        return cross_entropy(logits.flatten(0, 1).astype(mx.float32), targets.flatten(), self.config)
+        return self.call(weights, *inputs, training=True).flatten(0, 1).astype(mx.float32)
 
     def moved(self,
         weights:dict[str,mx.array],   # name -> array

@@ -63,7 +63,7 @@ class KeyValueCache:
         rows:Tensor, # (B',) int64: which rows of the batch to go on with, in which order
     ):
         "Forget the other rows"
-        self.key, self.value = self.key[rows], self.value[rows]
+        self.key, self.value = self.key.index_select(0, rows), self.value.index_select(0, rows)
 
 # %% ../../nbs/1_digit/03_attention.ipynb #081b3a6f
 class Attention(nn.Module):

@@ -79,21 +79,29 @@ class CaptionLearner(Learner):
         return cls(Captioner(model, config.seed), config)
 
     def tensors(self,
-        batch:tuple, # (features, tokens), NumPy
-    ) -> list[Tensor]: # features, inputs, positions, captions, targets
+        batch:tuple, # (features, tokens), NumPy; or with worth (B, n): what the loss of each caption is multiplied with
+    ) -> list[Tensor]: # features, inputs, positions, captions, targets; worth (B, P)
         "A batch on the device, its captions packed"
-        features, tokens = batch
+        features, tokens, *worth = batch
         check_tokens(tokens, self.model.config)
-        return super().tensors((features, *pack(tokens, self.model.config.pad)))
+        packed = pack(tokens, self.model.config.pad)
+        return super().tensors((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in worth)))
 
     def forward(self,
         model, # called on features, inputs, positions, captions
-        batch:tuple, # (features, tokens), NumPy
-    ) -> tuple[Tensor, Tensor]: # (n, V) logits, (n,) targets: every token that is to be predicted
+        batch:tuple, # (features, tokens), NumPy; or with worth
+    ) -> tuple[Tensor, ...]: # (n, V) logits, (n,) targets: every token that is to be predicted; (n,) worth
         "Logits and targets, without the places that have none"
-        *inputs, targets = self.tensors(batch)
+        features, inputs, positions, captions, targets, *worth = self.tensors(batch)
         asked = targets >= 0
-        return model(*inputs)[asked], targets[asked]
+        return model(features, inputs, positions, captions)[asked], targets[asked], *(w[asked] for w in worth)
+
+    def step(self,
+        batch:tuple, # (features, tokens), NumPy; or what `write`s such a batch with this learner
+        lr:float,    # learning rate of this step
+    ) -> dict[str,float]: # loss and gradient norm, before the step
+        "One step of the optimizer; none if loss or gradient is not finite"
+        return super().step(batch.write(self) if hasattr(batch, 'write') else batch, lr)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -126,8 +134,13 @@ class CaptionLearner(Learner):
     ) -> 'Writer':
         "Begin to write captions of images; load a checkpoint's weights first, or use `averaged_weights`"
         model, x = self.model.eval(), torch.from_numpy(features).to(self.device)
-        if precision == 'bfloat16': model, x = copy.deepcopy(model).bfloat16(), x.bfloat16()
-        return Writer(model, x)
+        return Writer(self.halved(), x.bfloat16()) if precision == 'bfloat16' else Writer(model, x)
+
+    def halved(self) -> Captioner:
+        "The model in bfloat16, made anew only after its weights have changed"
+        now = self.steps, [(p.data_ptr(), p._version) for p in self.parameters.values()] # steps, since a fused optimizer leaves the versions as they are
+        if getattr(self, 'half', (None,))[0] != now: self.half = now, copy.deepcopy(self.model).bfloat16()
+        return self.half[1]
 
     def attention(self,
         features:np.ndarray, # (B, S, M)

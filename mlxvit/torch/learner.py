@@ -64,8 +64,8 @@ class Learner:
         self.model.train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(c.seed*2**32 + self.steps)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == 'bfloat16'): logits, targets = self.forward(self.model, batch)
-        loss = self.loss(logits.float(), targets)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=c.precision == 'bfloat16'): logits, *targets = self.forward(self.model, batch)
+        loss = self.loss(logits.float(), *targets)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), c.clip or math.inf, foreach=True)
@@ -76,11 +76,13 @@ class Learner:
     def loss(self,
         logits:Tensor,  # (n, C)
         targets:Tensor, # (n,)
+        worth:Tensor|None=None, # (n,) what each is multiplied with; None: 1
     ) -> Tensor: # ()
         "Cross-entropy with label smoothing (Szegedy et al., 2016), class weights and focus (Lin et al., 2017)"
         c = self.config
         each = nn.functional.cross_entropy(logits, targets, label_smoothing=c.label_smoothing, reduction='none')
         if c.focal: each = each*(1 - logits.softmax(-1).gather(1, targets[:,None])[:,0]).clamp(min=1e-6)**c.focal
+        if worth is not None: each = each*worth
         if not c.class_weights: return each.mean()
         weight = self.class_weights[targets]
         return (each*weight).sum()/weight.sum()
