@@ -37,6 +37,7 @@ class Material(NamedTuple):
     words: Tokenizer # captions <-> tokens
     encoder: Encoder # images -> features, frozen
     length: int      # most tokens of a caption, bos and eos included
+    photos: str = '' # fingerprint of the photographs learned from; '' where images are drawn
 
     def shape(self, unfreeze:int=0) -> dict: # fields of the model
         "What tokenizer and encoder ask of the model; the last blocks of the encoder may be trained further"
@@ -333,7 +334,7 @@ def photo_material(
     "A tokenizer and an encoder of photographs"
     if not data.source: raise ValueError('which photographs? --data.source: a folder, a file, or owner/name@revision of the hub')
     encoder = photo_encoder(data) # before the words: it is quicker to be found missing
-    return Material(photo_words(data), encoder, data.length)
+    return Material(photo_words(data), encoder, data.length, photos_of(data, data.train).fingerprint)
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #7cd45566
 def caption_tokens(
@@ -413,8 +414,11 @@ def photo_baselines(
 def extras(
     material:Callable, # data -> Material
 ) -> Callable: # data -> plain values
-    "What a checkpoint must remember beside its settings: the tokenizer, and whose features it was trained on"
-    return lambda data: dict(tokenizer=material(data).words.to_json(), encoder=dict(name=material(data).encoder.config.name, **material(data).encoder.key()))
+    "What a checkpoint must remember beside its settings: the tokenizer, whose features it was trained on, and of which photographs"
+    def remember(data:Any) -> dict:
+        m = material(data)
+        return dict(tokenizer=m.words.to_json(), encoder=dict(name=m.encoder.config.name, **m.encoder.key())) | (dict(photos=m.photos) if m.photos else {})
+    return remember
 
 def caption_task(
     about:str,         # one line

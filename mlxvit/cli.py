@@ -140,9 +140,10 @@ def train(
     trained = dict(command=shlex.join(['mlxvit', *words]), **machine(), framework=framework, mlxvit=__version__)
     more = task.extras(asked['data'])
     if saved: same_words(out, saved, more)
+    if saved and saved.get('photos', more.get('photos')) != more.get('photos'): raise ValueError(f"{out} learns from other photographs or captions than {asked['data'].source} holds now: a run goes on with its own alone; to begin another with its weights: --init {out}")
     if cfg.init and not cfg.resume: trained['init'] = start_from(learner, cfg.init, asked['model'], more)
     elif not cfg.resume: task.start(learner, asked['data'])
-    about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), **more, trained=trained) | {k: saved[k] for k in ('model', 'data', *more) if saved} # as the run wrote them, though fields may have been added since
+    about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), **more, trained=trained) | {k: saved[k] for k in ('model', 'data', *more) if k in (saved or {})} # as the run wrote them, though fields may have been added since
     write_config(out, asked)
     print(f"{name}: {sum(w.size for w in learner.weights().values()):,} parameters, {framework}, {asked['fit'].epochs} epochs of {len(train_batches)} steps, in {out}")
     log = fit(learner, train_batches, valid, asked['fit'], out, about, cfg.resume, cfg.stop_after, trackers(cfg, out, about), task.best, progress=not cfg.quiet)
@@ -410,19 +411,20 @@ def convert(
     print(f"{cfg.out}: {sum(w.size for w in found.weights.values()):,} parameters; images {m['image_size'][0]}×{m['image_size'][1]}×{m['channels']}, patches of {m['patch_size']} px, {m['depth']} blocks × {m['dim']}, " + (f"{m['C']} classes" if m['C'] else 'no classifier: features'))
     print(f"use it: from mlxvit.convert import build; build('{cfg.out}').features(images) # (B, {m['image_size'][0]}, {m['image_size'][1]}, {m['channels']}), normalised as its own library does")
 
-@command(tasks=(list, [], f"whose default models to time, of {', '.join(TASKS)}; none: digit"), batch=(int, 64, 'images a step'), rounds=(int, 9, 'rounds that count'),
+@command(tasks=(list, [], f"what to time: the default models of {', '.join(TASKS)}, or the writing of captions; none: digit"), batch=(int, 64, 'images at once'), rounds=(int, 9, 'rounds that count'),
          growth=(bool, False, 'measure how time and memory grow instead, in a process a point'), json=(str, '', 'file to add the figures to'))
 def bench(
     cfg:Namespace, # the parsed flags
 ):
-    "Time MLX beside PyTorch, beside its own layers, and out of the box: pairs and their ratios"
+    "Time MLX beside PyTorch, beside its own layers, and out of the box, and captions beside transformers: pairs and their ratios"
     from mlxvit import bench as b
-    if unknown := [t for t in cfg.tasks if t not in TASKS]: raise ValueError(f'unknown task {unknown[0]!r}: choose of {list(TASKS)}')
+    from mlxvit.caption_bench import caption_rows
+    if unknown := [t for t in cfg.tasks if t not in (*TASKS, 'captions')]: raise ValueError(f"unknown task {unknown[0]!r}: choose of {[*TASKS, 'captions']}")
     if cfg.growth and cfg.tasks: raise ValueError('--growth has models of its own: leave the tasks away')
     for name in ('torch', 'mlx'): choose_framework(name)
     print(machine())
     if cfg.growth: figures = dict(growth=b.growth(cfg.rounds))
-    else: print(b.bench_table(figures := [r for t in cfg.tasks or ['digit'] for r in b.bench_rows(t, cfg.batch, cfg.rounds)]))
+    else: print(b.bench_table(figures := [r for t in cfg.tasks or ['digit'] for r in (caption_rows(cfg.batch, cfg.rounds) if t == 'captions' else b.bench_rows(t, cfg.batch, cfg.rounds))]))
     if cfg.json: b.add_figures(Path(cfg.json), figures)
 
 @command(runs=(list, [], 'folders of runs; none: the shipped models'))

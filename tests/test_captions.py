@@ -7,6 +7,7 @@ import mlxvit.mlx # a fast BLAS before MLX
 from hypothesis import Phase, given, settings, strategies as st
 from PIL import Image
 from conftest import command
+from mlxvit import caption_tasks
 from mlxvit.checkpoint import load_checkpoint, save_checkpoint
 from mlxvit.config import ACTIVATIONS, ViTConfig
 from mlxvit.data.photos import draw_shapes, write_parquet
@@ -233,6 +234,24 @@ def test_paid_by_the_score(shapes, tmp_path, monkeypatch, framework):
     assert same(tmp_path/'whole', tmp_path/'parts')
     before, after = (load_checkpoint(f'{n}/last').weights for n in ('taught', 'whole'))
     assert any((before[n] != after[n]).any() for n in before)
+
+
+def test_other_photographs_cannot_resume(shapes, tmp_path, monkeypatch, capsys):
+    "The same captions, so the same words; but one picture is another one"
+    from mlxvit.cli import main
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(shapes, tmp_path/'shapes', ignore=shutil.ignore_patterns('features'))
+    assert main([str(a) for a in photo_flags(folder, '--epochs', 2, '--stop_after', 1, '--out', 'run')]) == 0
+    pictures, captions = draw_shapes(32, 0)
+    write_parquet(folder, [pictures[1], *pictures[1:]], captions, 'train')
+    caption_tasks.photos_of.cache_clear(); caption_tasks.photo_material.cache_clear() # as in a new process
+    before = (tmp_path/'run/last/state.json').read_bytes()
+    assert main(['train', 'photos', '--resume', '--out', 'run', '--quiet']) == 1
+    assert 'run learns from other photographs or captions than' in capsys.readouterr().err
+    assert (tmp_path/'run/last/state.json').read_bytes() == before
+    write_parquet(folder, pictures, captions, 'train')
+    caption_tasks.photos_of.cache_clear(); caption_tasks.photo_material.cache_clear()
+    assert main(['train', 'photos', '--resume', '--out', 'run', '--quiet']) == 0
 
 
 def test_results_know_captioners(mlxvit, scene):

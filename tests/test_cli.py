@@ -49,6 +49,7 @@ def test_help(mlxvit, args, words):
     (1, ['train', 'layout', '--class_weights', '[1,2]', '--data.canvases', '64', '--data.valid', '100'], ['2 class weights for 11 classes']),
     (1, ['train', 'layout', '--init', 'digit', '--data.canvases', '64', '--data.valid', '100'], ['digit, named by --init: embedding.projection.weight has shape (96, 16), expected (96, 64)']),
     (1, ['results', 'nowhere'], ['nowhere is no run']),
+    (1, ['bench', 'cats'], ["unknown task 'cats'", "'captions'"]),
     (1, ['train', 'digit', '--stop_after', '-1', '--data.limit', '640', '--out', 'never'], ['stop_after should be at least 1']),
     (1, ['evaluate', 'nowhere'], ["no model 'nowhere'", 'digit']),
     (1, ['predict', 'digit', 'nowhere.png'], ['nowhere.png does not exist']),
