@@ -104,14 +104,15 @@ class Draft(NamedTuple):
 
     def write(self,
         learner:Any, # a captioner's
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # features, (B, n, T) tokens, (B, n) worth
+    ) -> tuple[np.ndarray, ...]: # features, (B, n, T) tokens, (B, n) worth, (V,) which tokens were allowed, () temperature
         "Let the learner write; a caption is worth what it scores above the others of its image (Kool et al., 2019)"
         a, B = self.about, len(self.at)
         ids = [w.tokens for w in sample(Several(learner.writer(self.features), B, a.n), B*a.n, a.rules, a.temperature, seed=a.seed, first=learner.steps*B*a.n)]
         score = a.judge([[a.words.decode(t) for t in ids[i:i+a.n]] for i in range(0, len(ids), a.n)], self.at)
         tokens = np.full((len(ids), a.rules.length+1), a.words.pad)
-        for row, own in zip(tokens, ids): row[:len(own)+2] = [a.words.bos, *own, a.words.eos]
-        return self.features, tokens.reshape(B, a.n, -1), score - (score.sum(1, keepdims=True)-score)/(a.n-1)
+        for row, own in zip(tokens, ids): row[:len(own)+2] = [a.words.bos, *own, a.words.eos if len(own) < a.rules.length-1 else a.words.pad] # an eos that was forced was no choice
+        allowed = ~np.isin(np.arange(len(a.words)), [*a.rules.never, a.rules.bos])
+        return self.features, tokens.reshape(B, a.n, -1), score - (score.sum(1, keepdims=True)-score)/(a.n-1), allowed, np.float32(a.temperature)
 
 # %% ../nbs/4_caption/21_rewards.ipynb #29a64b59
 class RewardBatches:

@@ -79,21 +79,23 @@ class CaptionLearner(Learner):
         return cls(Captioner(model, config.seed), config)
 
     def arrays(self,
-        batch:tuple, # (features, tokens), NumPy; or with worth (B, n): what the loss of each caption is multiplied with
-    ) -> list[mx.array]: # features, inputs, positions, captions, targets; worth (B, P)
+        batch:tuple, # (features, tokens), NumPy; or with worth (B, n), what the loss of each caption is multiplied with, and perhaps `allowed` (V,) bool and `temperature` of its draws
+    ) -> list[mx.array]: # features, inputs, positions, captions, targets; worth (B, P), allowed, temperature
         "A batch as MLX has it, its captions packed"
-        features, tokens, *worth = batch
+        features, tokens, *more = batch
         check_tokens(tokens, self.model.config)
         packed = pack(tokens, self.model.config.pad)
-        return super().arrays((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in worth)))
+        return super().arrays((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in more[:1]), *more[1:]))
 
     def loss(self,
         weights:dict[str,mx.array], # name -> array
         features:mx.array, inputs:mx.array, positions:mx.array, captions:mx.array, targets:mx.array, # as `arrays` gives them
-        *worth:mx.array, # (B, P) what the loss of each token is multiplied with
+        *more:mx.array, # (B, P) what the loss of each token is multiplied with, and how captions were drawn
     ) -> mx.array: # ()
         "The loss of a batch"
-        return cross_entropy(self.scores(weights, features, inputs, positions, captions), targets.flatten(), self.config, *(w.flatten() for w in worth))
+        logits = self.scores(weights, features, inputs, positions, captions)
+        if more[1:]: logits = mx.where(more[1], logits, -1e9)/more[2]
+        return cross_entropy(logits, targets.flatten(), self.config, *(w.flatten() for w in more[:1]))
 
     def step(self,
         batch:tuple, # (features, tokens), NumPy; or what `write`s such a batch with this learner

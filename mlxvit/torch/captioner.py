@@ -79,22 +79,24 @@ class CaptionLearner(Learner):
         return cls(Captioner(model, config.seed), config)
 
     def tensors(self,
-        batch:tuple, # (features, tokens), NumPy; or with worth (B, n): what the loss of each caption is multiplied with
-    ) -> list[Tensor]: # features, inputs, positions, captions, targets; worth (B, P)
+        batch:tuple, # (features, tokens), NumPy; or with worth (B, n), what the loss of each caption is multiplied with, and perhaps `allowed` (V,) bool and `temperature` of its draws
+    ) -> list[Tensor]: # features, inputs, positions, captions, targets; worth (B, P), allowed, temperature
         "A batch on the device, its captions packed"
-        features, tokens, *worth = batch
+        features, tokens, *more = batch
         check_tokens(tokens, self.model.config)
         packed = pack(tokens, self.model.config.pad)
-        return super().tensors((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in worth)))
+        return super().tensors((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in more[:1]), *more[1:]))
 
     def forward(self,
         model, # called on features, inputs, positions, captions
-        batch:tuple, # (features, tokens), NumPy; or with worth
+        batch:tuple, # (features, tokens), NumPy; or with worth, and how captions were drawn
     ) -> tuple[Tensor, ...]: # (n, V) logits, (n,) targets: every token that is to be predicted; (n,) worth
         "Logits and targets, without the places that have none"
-        features, inputs, positions, captions, targets, *worth = self.tensors(batch)
+        features, inputs, positions, captions, targets, *more = self.tensors(batch)
         asked = targets >= 0
-        return model(features, inputs, positions, captions)[asked], targets[asked], *(w[asked] for w in worth)
+        logits = model(features, inputs, positions, captions)[asked]
+        if more[1:]: logits = logits.float().masked_fill(~more[1], -1e9)/more[2]
+        return logits, targets[asked], *(w[asked] for w in more[:1])
 
     def step(self,
         batch:tuple, # (features, tokens), NumPy; or what `write`s such a batch with this learner
