@@ -6,7 +6,7 @@
 __all__ = ['DECIDED', 'TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records',
            'resumed', 'train', 'began_in', 'same_words', 'start_from', 'write_config', 'trackers', 'finish', 'command',
            'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record', 'as_text', 'caption', 'export',
-           'made_by', 'anywhere', 'write_record', 'convert', 'bench', 'results', 'main']
+           'anywhere', 'write_record', 'convert', 'bench', 'results', 'average', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from . import __version__
+from .averages import made_by
 from .checkpoint import has_checkpoint
 from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
 from .data.layouts import EMPTY
@@ -69,7 +70,7 @@ def select(
     words:list[str], # the command line
 ) -> tuple: # what to call, and the parsed flags
     "Find the function and parse the flags that a command line asks for"
-    name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, caption, export, results, convert, bench)}, words)
+    name = choose('mlxvit', 'command', {f.__name__: f.__doc__ for f in (train, evaluate, predict, caption, average, export, results, convert, bench)}, words)
     if name != 'train': return globals()[name], globals()[name].parser(f'mlxvit {name}').parse_args(words[1:])
     task = choose('mlxvit train', 'task', {n: t.about for n,t in ALL_TASKS.items()}, words[1:])
     parser = train_parser(task, ALL_TASKS[task])
@@ -369,12 +370,6 @@ def export(
     if scores.exists(): (out/'metrics.json').write_text(scores.read_text())
     print(f'{out}: ' + ('a record' if cfg.record else f'{sum(w.nbytes for w in run.weights.values())/1e6:.1f} MB of weights') + (' and test scores' if scores.exists() else f'; no test scores: mlxvit evaluate {cfg.model} first'))
 
-def made_by(
-    run:Any, # a checkpoint
-) -> dict: # command, machine, seed, epoch, seconds, and the same of the model it began with
-    "How a checkpoint was made"
-    return {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
-
 def anywhere(
     config:dict, # of a checkpoint
 ) -> dict: # the same, a folder said by its name alone
@@ -434,6 +429,20 @@ def results(
     "Print a table of runs: task, parameters, score, seconds, command"
     from mlxvit.results import results_table
     print(results_table(cfg.runs))
+
+# %% ../nbs/5_ship/22_cli.ipynb #24127262
+@command(runs=(list, ..., 'two or more runs or models with a training in common'), out=(str, 'runs/mean', 'folder to write to'))
+def average(
+    cfg:Namespace, # the parsed flags
+):
+    "Average the weights of runs that began with the same weights"
+    from mlxvit import averages
+    from mlxvit.checkpoint import load_checkpoint, save_checkpoint
+    from mlxvit.reader import find
+    mean = averages.average({name: load_checkpoint(find(name)) for name in cfg.runs})
+    mean.config['trained'] |= dict(command=shlex.join(['mlxvit', 'average', *cfg.runs, '--out', cfg.out]), **machine(), mlxvit=__version__)
+    save_checkpoint(cfg.out, mean)
+    print(f'{cfg.out}: the mean of {len(cfg.runs)} models; next: mlxvit evaluate {cfg.out}')
 
 # %% ../nbs/5_ship/22_cli.ipynb #1cf62754
 def main(

@@ -5,7 +5,7 @@ from conftest import TINY
 
 
 @pytest.mark.parametrize('args, words', [
-    (['--help'], ['train', 'evaluate', 'predict', 'export', 'results', 'convert', 'bench']),
+    (['--help'], ['train', 'evaluate', 'predict', 'caption', 'average', 'export', 'results', 'convert', 'bench']),
     (['train', '--help'], ['digit', 'grid', 'layout']),
     (['train', 'grid', '--help'], ['--data.rows', 'cells down', 'largest rotation, degrees']),
     (['train', 'layout', '--help'], ['--data.size', '--data.most', 'most digits on a canvas', '--init', '--class_weights', '--focal']),
@@ -183,6 +183,30 @@ def test_a_layout_begins_with_the_weights_of_another(mlxvit, tmp_path):
     assert table.count('mlxvit train layout') == 2 and ' && ' in table
     p = mlxvit('train', 'layout', '--resume', '--data.size', '[32,64]', '--out', large, '--quiet')
     assert p.returncode == 0, p.stderr
+
+
+def test_the_mean_of_siblings(mlxvit, tmp_path):
+    "Averaged, examined, shipped and counted; strangers, other shapes and one alone are refused, and nothing is written"
+    import numpy as np
+    from safetensors.numpy import load_file
+    run = lambda name, *more: mlxvit('train', 'digit', '--epochs', 1, '--out', name, *TINY, *more, cwd=tmp_path)
+    assert all(run(*words).returncode == 0 for words in (['start'], ['a', '--init', 'start', '--seed', 1], ['b', '--init', 'start', '--seed', 2], ['stranger', '--seed', 3]))
+    p = mlxvit('average', 'a', 'b', '--out', 'mean', cwd=tmp_path)
+    assert p.returncode == 0 and 'the mean of 2 models' in p.stdout, p.stderr
+    a, b, mean = (load_file(tmp_path/f/'model.safetensors') for f in ('a/best', 'b/best', 'mean'))
+    for n in a: np.testing.assert_allclose(mean[n], (a[n]+b[n])/2, atol=1e-7)
+    assert mlxvit('evaluate', 'mean', cwd=tmp_path).returncode == 0 and mlxvit('export', 'mean', 'shipped', cwd=tmp_path).returncode == 0
+    assert (tmp_path/'shipped/metrics.json').exists()
+    table = mlxvit('results', 'mean', cwd=tmp_path).stdout
+    assert table.count('mlxvit train digit') == 3 and table.count('--out start') == 1 and 'mlxvit average a b --out mean' in table
+    assert mlxvit('average', 'start', 'a', '--out', 'of-two-ages', cwd=tmp_path).returncode == 0
+    assert run('wide', '--model.dim', 32).returncode == 0
+    for words, says in ((['a', 'stranger'], 'no training in common'), (['a', 'wide'], 'they differ in model.dim'), (['a'], 'two runs at least, got 1'), (['a', 'nobody'], "no model 'nobody'")):
+        p = mlxvit('average', *words, '--out', 'never', cwd=tmp_path)
+        assert p.returncode == 1 and says in p.stderr and p.stderr.count('\n') == 1, p.stderr
+    assert not (tmp_path/'never').exists()
+    p = mlxvit('average', 'a', 'b', '--out', 'a', cwd=tmp_path)
+    assert p.returncode == 1 and 'left alone' in p.stderr
 
 
 def test_a_layout_is_printed_with_dots(mlxvit, tmp_path):

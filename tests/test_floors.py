@@ -8,7 +8,7 @@ PACKAGE = Path(__file__).resolve().parent.parent/'mlxvit'
 FLOORS = [ # ground up; a name stands for a module or a folder of modules
     {'data', 'config', 'text', 'sequences', 'images', 'plots'},
     {'torch', 'mlx', 'fit', 'tracking', 'checkpoint'},
-    {'convert', 'twins', 'encoders', 'features', 'generate', 'metrics', 'rewards', 'explore', 'widgets', 'tasks'},
+    {'averages', 'convert', 'twins', 'encoders', 'features', 'generate', 'metrics', 'rewards', 'explore', 'widgets', 'tasks'},
     {'caption_tasks'},
     {'reader', 'caption_reader'},
     {'results'},
