@@ -55,19 +55,21 @@ def test_no_pickle():
 
 def test_the_shipped_models_name_how_they_were_made():
     for config in (ROOT/'mlxvit'/'assets').rglob('config.json'):
-        made = json.loads(config.read_text())['trained']
-        assert made['command'].startswith('mlxvit train ') and {'seed', 'seconds', 'cores', 'processor'} <= set(made)
+        trained = json.loads(config.read_text())['trained']
+        for made in trained.get('mean', [trained]): assert made['command'].startswith('mlxvit train ') and {'seed', 'seconds', 'cores', 'processor'} <= set(made)
+        if 'mean' in trained: assert trained['command'].startswith('mlxvit average ') and {'seconds', 'cores', 'processor'} <= set(trained)
 
 
 @pytest.mark.parametrize('config', sorted((ROOT/'mlxvit'/'assets').rglob('config.json')), ids=lambda p: p.parent.name)
 def test_the_command_of_a_shipped_model_still_means_its_settings(config):
-    "Typed today, with today's defaults, the recorded command asks for exactly the settings that the model was trained with"
+    "Typed today, with today's defaults, the recorded command asks for exactly the settings that the model was trained with; of a mean, the first run's"
     import shlex
     from mlxvit.cli import records, select
     from mlxvit.config import from_dict
     from mlxvit.caption_tasks import ALL_TASKS
     saved = json.loads(config.read_text())
-    words, (home, lying) = shlex.split(saved['trained']['command'])[1:], (os.environ.get('MLXVIT_DATA'), {n: saved['data'][n] for n in ('source', 'encoder')} if saved['task'] == 'photos' else {})
+    made = saved['trained'].get('mean', [saved['trained']])
+    words, (home, lying) = shlex.split(made[0]['command'])[1:], (os.environ.get('MLXVIT_DATA'), {n: saved['data'][n] for n in ('source', 'encoder')} if saved['task'] == 'photos' else {})
     if lying and not home: pytest.skip('what photographs decide about the model needs the photographs: set MLXVIT_DATA')
     there = {name: f'{home}/{name}' for name in lying.values()} # a record says what, not where
     words, saved['data'] = [there.get(w, w) for w in words], saved['data'] | {n: there[v] for n, v in lying.items()}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, ASSETS = ROOT/'runs', ROOT/'mlxvit'/'assets'
-MODELS = {'digit': 'ship', 'grid': 'grid2', 'layout': 'layout3', 'layout-large': 'layout-large', 'reading': 'reading2', 'scene': 'scene'} # shipped name -> run
+MODELS = {'digit': 'ship', 'grid': 'grid2', 'layout': 'layout3', 'layout-large': 'layout-large', 'reading': 'reading2', 'scene': 'scene', 'photos': 'photos'} # shipped name -> run
 RECORDS = ('heads-cls', 'heads-tokens', 'heads-mean', 'loss-plain', 'loss-weights', 'loss-focal', 'loss-both',
-           'digit-torch', 'digit-mlx', 'grid-torch', 'grid-mlx', 'layout-torch', 'layout-mlx', 'photos-words', 'photos')
+           'digit-torch', 'digit-mlx', 'grid-torch', 'grid-mlx', 'layout-torch', 'layout-mlx', 'taught', 'paid', 'paid-c')
 PAGES = ['2_many/06_grids', '2_many/07_layouts', '3_mlx/12_training', '4_caption/14_reading', '4_caption/21_recipe', '5_ship/22_caption_reader', '5_ship/22_results', 'index']
 
 
@@ -22,7 +22,7 @@ def mlxvit(*args): subprocess.run([shutil.which('mlxvit'), *map(str, args)], che
 
 def take(run, target, *flags):
     "Examine a run and put its export in place of what is shipped"
-    if not (run/'best'/'config.json').exists(): return print(f'{run.relative_to(ROOT)} is not here: {target.relative_to(ROOT)} stays as it is')
+    if not any((f/'config.json').exists() for f in (run/'best', run)): return print(f'{run.relative_to(ROOT)} is not here: {target.relative_to(ROOT)} stays as it is')
     if not (run/'metrics.json').exists(): mlxvit('evaluate', run.relative_to(ROOT))
     shutil.rmtree(target, ignore_errors=True)
     mlxvit('export', run.relative_to(ROOT), target.relative_to(ROOT), *flags)
