@@ -73,7 +73,8 @@ def library_captioner(
     captioner:Any, # ours, in PyTorch, with tied embeddings
 ) -> Any: # VisionEncoderDecoderModel; its encoder is not to be used
     "GPT-2 of transformers with cross-attention (Radford et al., 2019), and with the weights of our decoder"
-    from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
+    try: from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel, ViTConfig, ViTModel
+    except ImportError: raise ImportError('the peer is a captioner of transformers: pip install transformers') from None
     c, ours = captioner.config, captioner.decoder.state_dict()
     if not c.tied: raise ValueError('GPT-2 ties its output to its embedding: expected a captioner with tied=True')
     theirs = {'wte.weight': ours['token.weight'], 'wpe.weight': ours['position'][0], 'ln_f.weight': ours['norm.weight'], 'ln_f.bias': ours['norm.bias']}
@@ -95,12 +96,12 @@ def library_captions(
 ) -> Callable: # -> (B, T) tokens
     "The captioner of transformers with our weights, ready to be timed"
     import torch
+    captioner = caption_learner('torch').build(SIZE).model.eval()
+    model, eos = library_captioner(captioner), torch.arange(SIZE.vocabulary) == 2
     from transformers import LogitsProcessor
     from transformers.modeling_outputs import BaseModelOutput
     from transformers.utils import logging
     logging.set_verbosity_error() # it asks for a mask, which nothing here needs
-    captioner = caption_learner('torch').build(SIZE).model.eval()
-    model, eos = library_captioner(captioner), torch.arange(SIZE.vocabulary) == 2
     class End(LogitsProcessor):
         def __call__(self, ids:torch.Tensor, scores:torch.Tensor) -> torch.Tensor:
             end = torch.from_numpy(np.repeat(lengths == ids.shape[1], len(ids)//len(lengths)))

@@ -416,7 +416,7 @@ def bench(
     from mlxvit.caption_bench import caption_rows
     if unknown := [t for t in cfg.tasks if t not in (*TASKS, 'captions')]: raise ValueError(f"unknown task {unknown[0]!r}: choose of {[*TASKS, 'captions']}")
     if cfg.growth and cfg.tasks: raise ValueError('--growth has models of its own: leave the tasks away')
-    for name in ('torch', 'mlx'): choose_framework(name)
+    for name in ('torch', 'mlx')[:1 if cfg.tasks == ['captions'] else 2]: choose_framework(name) # captions are a matter of PyTorch alone
     print(machine())
     if cfg.growth: figures = dict(growth=b.growth(cfg.rounds))
     else: print(b.bench_table(figures := [r for t in cfg.tasks or ['digit'] for r in (caption_rows(cfg.batch, cfg.rounds) if t == 'captions' else b.bench_rows(t, cfg.batch, cfg.rounds))]))
