@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DECIDED', 'TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records',
            'resumed', 'train', 'began_in', 'same_words', 'start_from', 'write_config', 'trackers', 'finish', 'command',
-           'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record', 'as_text', 'caption', 'export',
-           'anywhere', 'write_record', 'convert', 'bench', 'results', 'average', 'main']
+           'other_photographs', 'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record', 'as_text',
+           'caption', 'export', 'anywhere', 'write_record', 'convert', 'bench', 'results', 'average', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -246,13 +246,19 @@ MODEL = (str, ..., 'a shipped model, such as digit, or the folder of a run')
 FRAMEWORK = (str, 'auto', f"one of {', '.join(FRAMEWORKS)}")
 
 # %% ../nbs/5_ship/22_cli.ipynb #2f91aa12
+def other_photographs(
+    cfg:Namespace, # the parsed flags
+) -> bool: # asked for?
+    "Are others to be captioned than those that the run was examined on?"
+    return bool(cfg.source or cfg.split or cfg.image or cfg.captions)
+
 def evaluate_captions(
     reader:Any,    # a CaptionReader
     cfg:Namespace, # the parsed flags
 ) -> dict[str,dict]: # 'greedy', and 'k beams' if asked for: loss, and the figures of its captions
     "Let a captioner write, greedily and with beams"
     from mlxvit.generate import Choice
-    if cfg.source or cfg.split: reader.data = replace(reader.data, **{n: v for n, v in dict(source=cfg.source, exam=cfg.split).items() if v})
+    if other_photographs(cfg): reader.data = replace(reader.data, **{n: v for n, v in dict(source=cfg.source, exam=cfg.split, image=cfg.image, captions=cfg.captions).items() if v})
     choice, exam = Choice(cfg.beams, cfg.alpha), reader.exam()
     rows = {'greedy': reader.learner.evaluate(exam)}
     if cfg.beams > 1:
@@ -274,7 +280,9 @@ def show_captions(
     return rows
 
 @command(model=MODEL, framework=FRAMEWORK, beams=(int, 4, 'beams of a captioner, beside greedy; 1: greedy alone'), alpha=(float, 0.7, "power of the length that beams' scores are divided by"),
-         source=(str, '', 'other photographs than those of the run'), split=(str, '', 'which part of the photographs'), encoder=(str, '', "where a captioner's encoder is now, if not where it was"))
+         source=(str, '', 'other photographs than those of the run'), split=(str, '', 'which part of the photographs'),
+         image=(str, '', 'column of the photographs, if it is called otherwise there'), captions=(str, '', 'column of their captions, or several with commas between'),
+         encoder=(str, '', "where a captioner's encoder is now, if not where it was"))
 def evaluate(
     cfg:Namespace, # the parsed flags
 ):
@@ -282,11 +290,11 @@ def evaluate(
     from mlxvit.reader import load, shipped
     from mlxvit.results import describe
     reader = load(cfg.model, cfg.framework, encoder=cfg.encoder)
-    if (cfg.source or cfg.split) and reader.task != 'photos': raise ValueError(f'{cfg.model} is examined on its own fixed set: --source and --split are for photographs')
+    if other_photographs(cfg) and reader.task != 'photos': raise ValueError(f'{cfg.model} is examined on its own fixed set: --source, --split, --image and --captions are for photographs')
     rows = evaluate_captions(reader, cfg) if reader.task in CAPTION_TASKS else {'': reader.learner.evaluate(TASKS[reader.task].exam(reader.data))}
     for name, scores in rows.items(): print(f"{cfg.model}{name and f', {name}'}: {describe(scores, getattr(reader.model, 'K', 1))}; loss {scores['loss']:.4f}")
     table = dict(table=show_captions(reader, rows)) if reader.task == 'photos' else {}
-    if cfg.model not in shipped() and not (cfg.source or cfg.split):
+    if cfg.model not in shipped() and not other_photographs(cfg):
         (Path(cfg.model)/'metrics.json').write_text(json.dumps(scores | table, indent=2)+'\n')
         print(f'written to {Path(cfg.model)/"metrics.json"}')
 

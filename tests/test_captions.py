@@ -218,6 +218,14 @@ def test_examined_without_its_training_photographs(mlxvit, shapes, tmp_path):
     p = mlxvit('evaluate', tmp_path/'run', '--source', apart, '--split', 'test', '--beams', 2)
     assert p.returncode == 0, p.stderr
     assert '2 beams' in p.stdout and 'no baselines beside it' in p.stdout
+    import pyarrow.parquet as pq
+    (file,) = apart.glob('*.parquet')
+    table = pq.read_table(file)
+    pq.write_table(table.rename_columns({'image': 'picture', 'captions': 'said'}), file) # called otherwise there
+    q = mlxvit('evaluate', tmp_path/'run', '--source', apart, '--split', 'test', '--beams', 2)
+    assert q.returncode and "there is no column 'image'" in q.stderr and 'picture' in q.stderr
+    q = mlxvit('evaluate', tmp_path/'run', '--source', apart, '--split', 'test', '--beams', 2, '--image', 'picture', '--captions', 'said')
+    assert q.returncode == 0 and q.stdout == p.stdout, q.stderr
 
 
 @pytest.mark.parametrize('framework', ['torch', 'mlx'])
@@ -284,7 +292,8 @@ def test_results_know_captioners(mlxvit, scene):
     (['caption', 'SCENE', 'BLANK', '--top_p', '0.5'], ['nothing is drawn']),
     (['caption', 'SCENE', 'BLANK', '--alpha', '11'], ['alpha should be 0 to 10']),
     (['train', 'scene', '--class_weights', '[1,2]', '--data.scenes', '64'], ['2 class weights for 61 tokens']),
-    (['evaluate', 'SCENE', '--split', 'test'], ['--source and --split are for photographs']),
+    (['evaluate', 'SCENE', '--split', 'test'], ['--split, --image and --captions are for photographs']),
+    (['evaluate', 'SCENE', '--captions', 'said'], ['--captions are for photographs']),
     (['evaluate', 'digit', '--encoder', 'layout'], ['no captioner']),
 ])
 def test_mistakes_are_one_line(scene, shapes, tmp_path, monkeypatch, capsys, args, words):
