@@ -127,10 +127,11 @@ def wandb_records(path):
         if kind in (1, 4): yield part; part = b''
 
 
-def test_wandb_offline_writes_what_the_log_says(mlxvit, tmp_path):
+@pytest.mark.parametrize('args, score', [(['digit', '--epochs', 6, *TINY], 'valid_accuracy'), (['reading', '--epochs', 2, '--data.canvases', 64, '--data.warps', 16, *TINY, '--batch_size', 16], 'valid_loss')], ids=['digits', 'captions'])
+def test_wandb_offline_writes_what_the_log_says(mlxvit, tmp_path, args, score):
     "Weights & Biases for real, without a network: its file on disk holds our records"
     from wandb.proto import wandb_internal_pb2 as pb
-    p = mlxvit('train', 'digit', '--epochs', 6, '--track', 'wandb-offline', '--out', tmp_path/'r', *TINY)
+    p = mlxvit('train', *args, '--track', 'wandb-offline', '--out', tmp_path/'r')
     assert p.returncode == 0, p.stderr
     files, rows = list((tmp_path/'r').glob('wandb/offline-run-*/*.wandb')), []
     assert len(files) == 1
@@ -138,8 +139,8 @@ def test_wandb_offline_writes_what_the_log_says(mlxvit, tmp_path):
         record = pb.Record(); record.ParseFromString(raw)
         if record.WhichOneof('record_type') == 'history': rows.append({i.key or '.'.join(i.nested_key): json.loads(i.value_json) for i in record.history.item})
     log = [json.loads(l) for l in (tmp_path/'r'/'metrics.jsonl').read_text().splitlines()]
-    accuracy = lambda records: [r['valid_accuracy'] for r in records if 'valid_accuracy' in r]
-    assert len(accuracy(log)) == 6 and accuracy(rows) == pytest.approx(accuracy(log))
+    scores = lambda records: [r[score] for r in records if score in r]
+    assert len(scores(log)) == int(args[2]) and scores(rows) == pytest.approx(scores(log))
 
 
 SMALL = '--epochs 1 --data.limit 640 --data.valid 100 --model.dim 16 --model.heads 2 --model.depth 1 --quiet'.split()
