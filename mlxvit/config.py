@@ -35,6 +35,8 @@ class ViTConfig:
     pre_norm: bool = False    # a norm before the blocks, too (CLIP)?
     layer_scale: bool = False # learned scales of both branches (Touvron et al., 2021)?
     eps: float = 1e-6         # added to the variance in every norm
+    convolution: int = 0      # side of a depthwise convolution over the patches in front of every block, in patches; 0: none (Chu et al., 2021)
+    positions: bool = True    # a learned vector for each place?
     head: str = 'mean'        # 'cls': one class token answers all; 'tokens': a class token a cell; 'mean': the mean of a cell's patches; 'patch': every patch is a cell
 
     def __post_init__(self):
@@ -50,6 +52,9 @@ class ViTConfig:
         if not 0 <= self.dropout < 1: raise ValueError(f'dropout should be in [0, 1), got {self.dropout}')
         if self.activation not in ACTIVATIONS: raise ValueError(f'unknown activation {self.activation!r}: choose one of {ACTIVATIONS}')
         if self.head not in HEADS: raise ValueError(f'unknown head {self.head!r}: choose one of {HEADS}')
+        if self.convolution < 0 or self.convolution and self.convolution%2 == 0: raise ValueError(f'convolution should be odd, so that it has a middle, or 0 for none, got {self.convolution}')
+        if self.convolution and self.cls_tokens: raise ValueError(f'a convolution runs over patches, and a class token has no neighbours: choose the head \'mean\' or \'patch\', got {self.head!r}')
+        if not (self.positions or self.convolution): raise ValueError('without positions a model sees a set of patches: give it a convolution instead')
         if self.head == 'patch' and self.cells != self.grid: raise ValueError(f"head='patch' classifies every patch: cells should be {self.grid}, got {self.cells}")
         if self.head == 'mean' and (self.grid[0]%rows or self.grid[1]%cols): raise ValueError(f'{rows}×{cols} cells do not divide {self.grid[0]}×{self.grid[1]} patches')
 
@@ -108,13 +113,14 @@ def parameter_shapes(
     D, H = config.dim, config.hidden
     linear = lambda name, n_in, n_out, bias=True: {f'{name}.weight': (n_out, n_in)} | ({f'{name}.bias': (n_out,)} if bias else {})
     norm = lambda name: {f'{name}.weight': (D,), f'{name}.bias': (D,)}
-    shapes = {'embedding.position': (1, config.tokens, D), **linear('embedding.projection', config.patch_size**2*config.channels, D, config.patch_bias)}
+    shapes = {**({'embedding.position': (1, config.tokens, D)} if config.positions else {}), **linear('embedding.projection', config.patch_size**2*config.channels, D, config.patch_bias)}
     if config.cls_tokens: shapes['embedding.cls_token'] = (1, config.cls_tokens, D)
     if config.pre_norm: shapes |= norm('pre_norm')
     for i in range(config.depth):
         b = f'blocks.{i}'
         shapes |= {**norm(f'{b}.norm1'), **linear(f'{b}.attention.qkv', D, 3*D, config.bias), **linear(f'{b}.attention.out', D, D),
                    **norm(f'{b}.norm2'), **linear(f'{b}.mlp.fc1', D, H), **linear(f'{b}.mlp.fc2', H, D)}
+        if config.convolution: shapes |= {f'{b}.convolution.weight': (D, config.convolution, config.convolution), f'{b}.convolution.bias': (D,)}
         if config.layer_scale: shapes |= {f'{b}.scale{n}.weight': (D,) for n in (1, 2)}
     return shapes | norm('norm') | (linear('head', D, config.outputs) if config.C else {})
 
@@ -131,7 +137,7 @@ def initial_values(
         if name.endswith('bias') or name.startswith('head.'): return np.zeros(shape)
         if len(shape) == 1: return np.ones(shape)
         branch = name.endswith(('attention.out.weight', 'mlp.fc2.weight'))
-        return rng.standard_normal(shape)/math.sqrt(shape[1]*(2*depth if branch else 1))
+        return rng.standard_normal(shape)/math.sqrt(math.prod(shape[1:])*(2*depth if branch else 1))
     return {n: value(n, s).astype(np.float32) for n,s in shapes.items()}
 
 # %% ../nbs/1_digit/04_config.ipynb #f1d5aaaa
@@ -154,7 +160,7 @@ def resize_positions(
     new:ViTConfig, # of the model that should take them over
 ) -> dict[str,np.ndarray]: # the same, with positions for the new grid
     "Fit the learned positions to another grid of patches; class tokens keep theirs"
-    if old.grid == new.grid: return weights
+    if old.grid == new.grid or not old.positions: return weights
     position, n = weights['embedding.position'], old.cls_tokens
     down, across = (cubic_weights(*sides) for sides in zip(old.grid, new.grid))
     grid = np.einsum('ah,bw,hwd->abd', down, across, position[0,n:].reshape(*old.grid, -1))
@@ -167,4 +173,4 @@ def count_flops(
     "Floating-point operations of the matrix products, by part; a training step costs three times the total"
     T, N, D, L = config.tokens, config.patches, config.dim, config.depth
     return {'embedding': 2*N*config.patch_size**2*config.channels*D, 'projections': L*2*T*D*4*D,
-            'attention': L*2*2*T*T*D, 'mlp': L*2*2*T*D*config.hidden, 'head': 2*D*config.K*config.C}
+            'attention': L*2*2*T*T*D, 'mlp': L*2*2*T*D*config.hidden, 'head': 2*D*config.K*config.C} | ({'convolution': L*2*N*config.convolution**2*D} if config.convolution else {})

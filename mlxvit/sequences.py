@@ -132,11 +132,13 @@ def block_shapes(
     hidden:int,   # width of the MLP
     bias:bool=True, # biases of the query, key and value projections?
     layer_scale:bool=False, # learned scales of both branches?
+    convolution:int=0, # side of the convolution in front, in patches; 0: none
 ) -> dict[str,tuple]: # name -> shape
     "The parameters of a block of the encoder's kind"
     shapes = {**norm_shapes(f'{name}.norm1', dim), **linear_shapes(f'{name}.attention.qkv', dim, 3*dim), **linear_shapes(f'{name}.attention.out', dim, dim),
               **norm_shapes(f'{name}.norm2', dim), **linear_shapes(f'{name}.mlp.fc1', dim, hidden), **linear_shapes(f'{name}.mlp.fc2', hidden, dim)}
     if not bias: del shapes[f'{name}.attention.qkv.bias']
+    if convolution: shapes |= {f'{name}.convolution.weight': (dim, convolution, convolution), f'{name}.convolution.bias': (dim,)}
     return shapes | ({f'{name}.scale{n}.weight': (dim,) for n in (1, 2)} if layer_scale else {})
 
 def captioner_shapes(
@@ -144,7 +146,7 @@ def captioner_shapes(
 ) -> dict[str,tuple]: # name -> shape of every parameter, in either framework
     "The parameters of a captioner: all that is trained"
     c, t, shapes = config, config.tail, {}
-    for i in range(t.depth if t else 0): shapes |= block_shapes(f'tail.{i}', t.dim, t.hidden, t.bias, t.layer_scale)
+    for i in range(t.depth if t else 0): shapes |= block_shapes(f'tail.{i}', t.dim, t.hidden, t.bias, t.layer_scale, t.convolution)
     shapes |= {**norm_shapes('norm', c.width), **linear_shapes('projection', c.width, c.dim), 'position': (1, c.tokens, c.dim)}
     for i in range(c.mixers): shapes |= block_shapes(f'mixers.{i}', c.dim, c.hidden)
     return shapes | norm_shapes('context_norm', c.dim) | {f'decoder.{n}': s for n,s in decoder_shapes(config).items()}

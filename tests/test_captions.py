@@ -30,10 +30,10 @@ READING = ['train', 'reading', '--data.canvases', 64, *SMALL]
 @st.composite
 def configs(draw):
     "Any small captioner: every option"
-    heads, width = draw(st.sampled_from([1, 2, 4])), 8*draw(st.integers(1, 3))
-    tail = ViTConfig(dim=width, heads=2, depth=draw(st.integers(1, 2)), bias=draw(st.booleans()), layer_scale=draw(st.booleans()), activation=draw(st.sampled_from(ACTIVATIONS))) if draw(st.booleans()) else None
+    heads, width, tokens = draw(st.sampled_from([1, 2, 4])), 8*draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    tail = ViTConfig((7*tokens, 7), dim=width, convolution=draw(st.sampled_from([0, 3])), heads=2, depth=draw(st.integers(1, 2)), bias=draw(st.booleans()), layer_scale=draw(st.booleans()), activation=draw(st.sampled_from(ACTIVATIONS))) if draw(st.booleans()) else None
     return CaptionerConfig(vocabulary=draw(st.integers(4, 30)), length=draw(st.integers(4, 9)), dim=heads*draw(st.sampled_from([4, 8])), depth=draw(st.integers(1, 3)), heads=heads, mlp_ratio=draw(st.sampled_from([1., 2.5, 4.])),
-                           activation=draw(st.sampled_from(ACTIVATIONS)), dropout=0., tied=draw(st.booleans()), eps=draw(st.sampled_from([1e-12, 1e-6, 1e-3])), tokens=draw(st.integers(1, 7)), width=width, mixers=draw(st.integers(0, 2)), tail=tail)
+                           activation=draw(st.sampled_from(ACTIVATIONS)), dropout=0., tied=draw(st.booleans()), eps=draw(st.sampled_from([1e-12, 1e-6, 1e-3])), tokens=tokens, width=width, mixers=draw(st.integers(0, 2)), tail=tail)
 
 
 def random_weights(config, seed):

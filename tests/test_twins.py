@@ -24,10 +24,11 @@ def configs(draw, classifier=True):
     "Any small model: every option of ViTConfig"
     P, rows, cols = draw(st.sampled_from([2, 4, 7])), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     head, heads = draw(st.sampled_from(HEADS)), draw(st.sampled_from([1, 2, 4]))
+    convolution = draw(st.sampled_from([0, 1, 3, 5])) if head in ('mean', 'patch') else 0
     down, across = (rows, cols) if head == 'patch' else (rows*draw(st.integers(1, 2)), cols*draw(st.integers(1, 2)))
     return ViTConfig((down*P, across*P), P, channels=draw(st.sampled_from([1, 3])), dim=heads*draw(st.sampled_from([4, 8])), depth=draw(st.integers(1, 3)), heads=heads,
                      mlp_ratio=draw(st.sampled_from([1., 2.5, 4.])), activation=draw(st.sampled_from(ACTIVATIONS)), cells=(rows, cols), C=draw(st.integers(1, 11)) if classifier else 0,
-                     bias=draw(st.booleans()), patch_bias=draw(st.booleans()), pre_norm=draw(st.booleans()), layer_scale=draw(st.booleans()), eps=draw(st.sampled_from([1e-12, 1e-6, 1e-3])), head=head)
+                     bias=draw(st.booleans()), patch_bias=draw(st.booleans()), pre_norm=draw(st.booleans()), layer_scale=draw(st.booleans()), eps=draw(st.sampled_from([1e-12, 1e-6, 1e-3])), head=head, convolution=convolution, positions=not convolution or draw(st.booleans()))
 
 
 def random_weights(config, seed):

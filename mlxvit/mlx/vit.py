@@ -10,7 +10,7 @@ import mlx.core as mx, mlx.nn as nn
 from ..config import ViTConfig, initial_values, parameter_shapes
 from .attention import Attention
 from .functions import activate
-from .patches import PatchEmbedding
+from .patches import PatchConvolution, PatchEmbedding
 
 # %% ../../nbs/3_mlx/11_vit.ipynb #dbedbdfd
 class MLP(nn.Module):
@@ -55,18 +55,22 @@ class Block(nn.Module):
         bias:bool=True,        # biases of the query, key and value projections?
         layer_scale:bool=False, # learned scales of both branches (Touvron et al., 2021)?
         eps:float=1e-6,        # of the norms
+        grid:tuple[int,int]|None=None, # patches down and across, for a convolution
+        convolution:int=0,     # side of its window, in patches; 0: none
     ):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
         self.attention, self.mlp = Attention(dim, heads, bias), MLP(dim, hidden, activation)
         self.dropout = nn.Dropout(dropout)
+        self.convolution = PatchConvolution(grid, dim, convolution) if convolution else nn.Identity()
         self.scale1, self.scale2 = (LayerScale(dim) if layer_scale else nn.Identity() for _ in range(2))
 
     def __call__(self,
         x:mx.array, # (B, T, D)
         mask:mx.array|None=None, # bool, broadcasts to (B, heads, T, T); True = may attend
     ) -> mx.array:  # (B, T, D)
-        "Talk, then think"
+        "Look around, talk, then think"
+        x = self.convolution(x)
         x = x + self.dropout(self.scale1(self.attention(self.norm1(x), mask=mask)))
         return x + self.dropout(self.scale2(self.mlp(self.norm2(x))))
 
@@ -79,9 +83,9 @@ class ViT(nn.Module):
     ):
         super().__init__()
         c = self.config = config
-        self.embedding = PatchEmbedding(c.grid, c.patch_size, c.dim, c.channels, c.cls_tokens, c.patch_bias)
+        self.embedding = PatchEmbedding(c.grid, c.patch_size, c.dim, c.channels, c.cls_tokens, c.patch_bias, c.positions)
         if c.pre_norm: self.pre_norm = nn.LayerNorm(c.dim, eps=c.eps)
-        self.blocks = [Block(c.dim, c.heads, c.hidden, c.activation, c.dropout, c.bias, c.layer_scale, c.eps) for _ in range(c.depth)]
+        self.blocks = [Block(c.dim, c.heads, c.hidden, c.activation, c.dropout, c.bias, c.layer_scale, c.eps, c.grid, c.convolution) for _ in range(c.depth)]
         self.norm = nn.LayerNorm(c.dim, eps=c.eps)
         if c.C: self.head = nn.Linear(c.dim, c.outputs)
         self.dropout = nn.Dropout(c.dropout)
@@ -125,6 +129,6 @@ class ViT(nn.Module):
         "The attention map of every head in every block"
         x, maps = self.embed(images), []
         for block in self.blocks:
-            maps.append(block.attention.weights(block.norm1(x)))
+            maps.append(block.attention.weights(block.norm1(block.convolution(x))))
             x = block(x)
         return mx.stack(maps, 1)

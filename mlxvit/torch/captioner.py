@@ -29,7 +29,7 @@ class Captioner(nn.Module):
         super().__init__()
         c, t = config, config.tail
         self.config = config
-        self.tail = nn.ModuleList([Block(t.dim, t.heads, t.hidden, t.activation, c.dropout, t.bias, t.layer_scale, t.eps) for _ in range(t.depth if t else 0)])
+        self.tail = nn.ModuleList([Block(t.dim, t.heads, t.hidden, t.activation, c.dropout, t.bias, t.layer_scale, t.eps, t.grid, t.convolution) for _ in range(t.depth if t else 0)])
         self.norm, self.projection = nn.LayerNorm(c.width, eps=c.eps), nn.Linear(c.width, c.dim)
         self.position = nn.Parameter(torch.zeros(1, c.tokens, c.dim))
         self.mixers = nn.ModuleList([Block(c.dim, c.heads, c.hidden, c.activation, c.dropout, eps=c.eps) for _ in range(c.mixers)])
