@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECIDED', 'TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'choose', 'select', 'train_parser', 'records',
-           'resumed', 'train', 'began_in', 'same_words', 'start_from', 'write_config', 'trackers', 'finish', 'command',
-           'other_photographs', 'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record', 'as_text',
-           'caption', 'export', 'anywhere', 'write_record', 'convert', 'bench', 'results', 'average', 'main']
+           'inherit', 'resumed', 'train', 'began_in', 'same_words', 'start_from', 'write_config', 'trackers', 'finish',
+           'command', 'other_photographs', 'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record',
+           'as_text', 'caption', 'export', 'anywhere', 'write_record', 'convert', 'bench', 'results', 'average', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -87,7 +87,7 @@ def train_parser(
     p.add_argument('--config', action='config', help='a YAML file of these settings; flags after it win')
     p.add_argument('--out', type=str, default=f'runs/{name}', help='folder of the run')
     p.add_argument('--framework', type=str, default='auto', help=f"one of {', '.join(FRAMEWORKS)}")
-    p.add_argument('--init', type=str, default='', help='begin with the weights of this model: a shipped one, or the folder of a run')
+    p.add_argument('--init', type=str, default='', help='begin with the weights of this model, and with its architecture where no flag says otherwise: a shipped one, or the folder of a run')
     p.add_argument('--resume', action='store_true', help='go on with the run in --out, with its own settings')
     p.add_argument('--stop_after', type=int, default=None, help='leave after this many epochs of the whole run; --resume goes on')
     p.add_argument('--track', choices=list(TRACKERS), default='none', help='also track with Weights & Biases')
@@ -107,6 +107,18 @@ def records(
     for n, v in shape.items():
         if typed.get(n, v) != v: raise ValueError(f'{task.about}: the data needs model.{n}={v}, got {typed[n]}')
     return dict(fit=type(task.fit)(**recipe), model=type(task.model)(**{**vars(cfg.model), **shape}), data=data)
+
+def inherit(
+    task:Task,     # whose records they are
+    cfg:Namespace, # the parsed flags; its `model` is changed where nothing was typed
+):
+    "Take the architecture of the model that --init names, where no flag says otherwise"
+    from mlxvit.checkpoint import load_checkpoint
+    from mlxvit.reader import find
+    saved, typed = load_checkpoint(find(cfg.init)).config['model'], vars(cfg.given.get('model') or Namespace())
+    if not set(saved) <= (names := {f.name for f in fields(task.model)}): return # of another kind, which `start_from` tells
+    model = from_dict(type(task.model), saved)
+    for n in names - set(DECIDED) - set(typed): cfg.model[n] = getattr(model, n)
 
 def resumed(
     task:Task,       # whose records they are
@@ -133,6 +145,7 @@ def train(
     from mlxvit.checkpoint import load_checkpoint
     task, out, BARS['progress'] = ALL_TASKS[name], Path(cfg.out), not cfg.quiet
     saved = load_checkpoint(out/'last').config if cfg.resume else {}
+    if cfg.init and not cfg.resume: inherit(task, cfg)
     asked = resumed(task, cfg.given, out, saved) if cfg.resume else records(task, cfg)
     if not cfg.resume: refuse_existing(out)
     framework = began_in(cfg.given, out, saved) if cfg.resume else choose_framework(cfg.framework)

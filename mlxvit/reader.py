@@ -66,7 +66,7 @@ class Reader:
         checkpoint:Checkpoint, # weights and record
         framework:str='auto',  # 'auto', 'torch' or 'mlx'
         where:str|Path='the checkpoint', # to say in errors
-        size:tuple[int,int]|None=None,   # (H, W) of the images, if not what it was trained on; a layout's positions are resized
+        size:tuple[int,int]|None=None,   # (H, W) of the images, if not what it was trained on; learned positions are resized
     ):
         config = checkpoint.config
         self.task, self.framework = config.get('task'), choose_framework(framework)

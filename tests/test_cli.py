@@ -186,6 +186,19 @@ def test_a_layout_begins_with_the_weights_of_another(mlxvit, tmp_path):
     assert p.returncode == 0, p.stderr
 
 
+def test_a_model_takes_its_architecture_from_another(mlxvit, tmp_path):
+    "--init without model flags goes on with the other's shape, and a flag that is typed wins, to its cost"
+    small, large = tmp_path/'small', tmp_path/'large'
+    layout = ('train', 'layout', '--data.canvases', 64, *SMALL[:4], '--quiet', '--epochs', 1, '--data.valid', 100)
+    assert mlxvit(*layout, *SMALL, '--model.convolution', 3, '--model.positions', 'false', '--out', small).returncode == 0
+    p = mlxvit(*layout, '--data.size', '[64,96]', '--init', small, '--out', large)
+    assert p.returncode == 0, p.stderr
+    a, b = (json.loads((r/'best'/'config.json').read_text())['model'] for r in (small, large))
+    assert b == {**a, 'image_size': [64, 96], 'cells': [8, 12]} and not b['positions'] and b['convolution'] == 3 and b['dim'] == 16
+    p = mlxvit(*layout, '--init', small, '--model.dim', 32, '--out', tmp_path/'wide')
+    assert p.returncode == 1 and 'named by --init' in p.stderr and not (tmp_path/'wide').exists()
+
+
 def test_the_mean_of_siblings(mlxvit, tmp_path):
     "Averaged, examined, shipped and counted; strangers, other shapes and one alone are refused, and nothing is written"
     import numpy as np

@@ -54,10 +54,13 @@ def test_no_pickle():
 
 
 def test_the_shipped_models_name_how_they_were_made():
+    "Every training and every mean behind a model has its command, its seed, and the machine that ran it"
+    from mlxvit.averages import stages
     for config in (ROOT/'mlxvit'/'assets').rglob('config.json'):
-        trained = json.loads(config.read_text())['trained']
-        for made in trained.get('mean', [trained]): assert made['command'].startswith('mlxvit train ') and {'seed', 'seconds', 'cores', 'processor'} <= set(made)
-        if 'mean' in trained: assert trained['command'].startswith('mlxvit average ') and {'seconds', 'cores', 'processor'} <= set(trained)
+        for made in stages(json.loads(config.read_text())['trained']):
+            mean = 'mean' in made
+            assert made['command'].startswith('mlxvit average ' if mean else 'mlxvit train '), config
+            assert {'seconds', 'cores', 'processor', *(() if mean else ('seed',))} <= set(made), config
 
 
 @pytest.mark.parametrize('config', sorted((ROOT/'mlxvit'/'assets').rglob('config.json')), ids=lambda p: p.parent.name)
