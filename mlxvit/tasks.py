@@ -104,6 +104,7 @@ class LayoutData(DigitData):
     least: int = 0          # fewest digits on a canvas
     most: int = 4           # most digits on a canvas
     crowd: int = 0          # most digits on a canvas in training, if more than in the examination
+    border: float = 0.      # share of centres moved, in training, to within half a pixel of a cell's border
     gap: int = 1            # least distance between two digits' boxes, pixels; below 0 they may overlap
     margin: float = 0.25    # least distance of a digit's centre from the border of its cell, pixels
     zoom: float = 0.        # largest change of size that is part of the task, as a fraction: 0.3 is 0.7 to 1.3
@@ -132,7 +133,7 @@ def layout_batches(
     "New canvases every epoch to train on, fixed ones to choose by"
     train, held = train_and_held(data)
     change = vary(data.zoom+data.scale, data.turn+data.rotate, data.elastic, data.warps, fit.seed) if data.warps else vary(data.zoom, data.turn, seed=fit.seed)
-    return LayoutBatches(train, replace(layout_of(data), most=max(data.crowd, data.most)), data.canvases, fit.batch_size, fit.seed, change), FixedLayouts(held, layout_of(data), 2500, 0, vary(data.zoom, data.turn))
+    return LayoutBatches(train, replace(layout_of(data), most=max(data.crowd, data.most), border=data.border), data.canvases, fit.batch_size, fit.seed, change), FixedLayouts(held, layout_of(data), 2500, 0, vary(data.zoom, data.turn))
 
 def layout_exam(
     data:LayoutData, # which digits, and how they lie

@@ -59,6 +59,7 @@ class Layout:
     gap: int = 1       # least distance between two boxes, pixels; below 0 they may overlap by so much
     margin: float = 0.25 # least distance of a digit's centre from the border of its cell, pixels; 0: any place
     noise: float = 0.  # standard deviation of the noise on every pixel, of 255
+    border: float = 0. # share of centres moved, down and across, to within half a pixel of the border of a cell
 
     def __post_init__(self):
         object.__setattr__(self, 'size', tuple(self.size))
@@ -68,6 +69,7 @@ class Layout:
         if self.most > self.cells[0]*self.cells[1]: raise ValueError(f'{self.cells[0]*self.cells[1]} cells hold at most {self.cells[0]*self.cells[1]} digits, got {self.most}')
         if not 0 <= self.margin < self.cell/2: raise ValueError(f'margin should be at least 0 and less than half a cell of {self.cell} px, got {self.margin}')
         if self.noise < 0: raise ValueError(f'noise should not be negative, got {self.noise}')
+        if not 0 <= self.border <= 1: raise ValueError(f'border should be a share between 0 and 1, got {self.border}')
 
     @property
     def cells(self) -> tuple[int,int]:
@@ -86,8 +88,13 @@ def place_digits(
     "Put digit after digit at the first of some random places that is free"
     corners, complete = np.zeros_like(shapes), ((shapes <= layout.size).all(2) | (np.arange(shapes.shape[1]) >= counts[:,None])).all(1)
     for j in range(shapes.shape[1]):
-        at = np.floor(rng.random((len(shapes), tries, 2))*(np.array(layout.size) - shapes[:,j,None] + 1)).astype(int)
-        clear = (abs((at + centres[:,j,None] + layout.cell/2)%layout.cell - layout.cell/2) >= layout.margin).all(-1)
+        room = np.array(layout.size) - shapes[:,j,None]
+        past = lambda at: (at + centres[:,j,None] + layout.cell/2)%layout.cell - layout.cell/2 # how far the nearest border
+        at = np.floor(rng.random((len(shapes), tries, 2))*(room + 1)).astype(int)
+        if layout.border:
+            moved = at - np.rint(past(at)).astype(int)
+            at = np.where((rng.random((len(at), 1, 2)) < layout.border) & (moved >= 0) & (moved <= room), moved, at)
+        clear = (abs(past(at)) >= layout.margin).all(-1)
         before, after = corners[:,None,:j] + shapes[:,None,:j] + layout.gap, at[:,:,None] + shapes[:,j,None,None] + layout.gap
         beside = ((at[:,:,None] >= before) | (corners[:,None,:j] >= after)).any(-1)
         apart = (abs((at + centres[:,j,None])[:,:,None] - (corners + centres)[:,None,:j]) >= layout.cell).any(-1)
