@@ -57,7 +57,7 @@ class Layout:
     least: int = 0     # fewest digits
     most: int = 4      # most digits
     gap: int = 1       # least distance between two boxes, pixels; below 0 they may overlap by so much
-    margin: float = 0.25 # least distance of a digit's centre from the border of its cell, pixels; 0: any place
+    margin: float = 0. # least distance of a digit's centre from the border of its cell, pixels; 0: any place
     noise: float = 0.  # standard deviation of the noise on every pixel, of 255
     border: float = 0. # share of centres moved, down and across, to within half a pixel of the border of a cell
 
