@@ -12,16 +12,15 @@ from .checkpoint import Checkpoint
 # %% ../nbs/4_caption/21_averages.ipynb #78b29bf1
 def made_by(
     run:Checkpoint, # with its `config` and, if it was not exported, its `state`
-) -> dict: # command, machine, seed, epoch, seconds, and the same of what it began with
+) -> dict: # command, machine, seed, epoch, seconds; `before`: the same of every training that led to it
     "How a checkpoint was made"
     return {**run.config.get('trained', {}), **{k: run.state[k] for k in ('seed', 'epoch', 'step', 'seconds') if k in run.state}}
 
 def stages(
-    trained:dict, # as `made_by` gives it
-) -> list[dict]:  # the trainings that led to it, first to last; one that several share counts once
+    *trained:dict, # each as `made_by` gives it
+) -> list[dict]: # the trainings and means that led to them, first to last; what several share counts once
     "A model that began with another's weights, or is a mean, has those trainings behind it, too"
-    before = trained.get('mean', [trained['init']] if 'init' in trained else [])
-    found = [*(s for t in before for s in stages(t)), trained]
+    found = [s for t in trained for s in (*t.get('before', []), {k: v for k, v in t.items() if k != 'before'})]
     return [s for i, s in enumerate(found) if s not in found[:i]]
 
 # %% ../nbs/4_caption/21_averages.ipynb #2539ec7c
@@ -38,4 +37,4 @@ def average(
     began = lambda c: {(s.get('command'), s.get('epoch'), s.get('step')) for s in stages(made_by(c))}
     if not set.intersection(*map(began, runs.values())): raise ValueError(f"{' and '.join(runs)} have no training in common, and between strangers lies a wall: begin both with the weights of one run, by --init")
     weights = {n: (sum(c.weights[n].astype(np.float64) for c in runs.values())/len(runs)).astype(w.dtype) for n, w in one.weights.items()}
-    return Checkpoint({**one.config, 'trained': dict(mean=[made_by(c) for c in runs.values()], seconds=0.)}, weights)
+    return Checkpoint({**one.config, 'trained': dict(before=stages(*map(made_by, runs.values())), seconds=0.)}, weights)

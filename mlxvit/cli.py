@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from . import __version__
-from .averages import made_by
+from .averages import made_by, stages
 from .checkpoint import has_checkpoint
 from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
 from .data.layouts import EMPTY
@@ -155,7 +155,7 @@ def train(
     more = task.extras(asked['data'])
     if saved: same_words(out, saved, more)
     if saved and saved.get('photos', more.get('photos')) != more.get('photos'): raise ValueError(f"{out} learns from other photographs or captions than {asked['data'].source} holds now: a run goes on with its own alone; to begin another with its weights: --init {out}")
-    if cfg.init and not cfg.resume: trained['init'] = start_from(learner, cfg.init, asked['model'], more)
+    if cfg.init and not cfg.resume: trained['before'] = start_from(learner, cfg.init, asked['model'], more)
     elif not cfg.resume: task.start(learner, asked['data'])
     about = dict(task=name, model=asked['model'].to_dict(), data=asdict(asked['data']), **more, trained=trained) | {k: saved[k] for k in ('model', 'data', *more) if k in (saved or {})} # as the run wrote them, though fields may have been added since
     write_config(out, asked)
@@ -190,7 +190,7 @@ def start_from(
     source:str,      # a shipped model, or the folder of a run
     model:ViTConfig|CaptionerConfig, # what is to be trained
     more:dict,       # of a captioner: tokenizer and encoder
-) -> dict: # how the other was trained, for the record
+) -> list[dict]: # the trainings behind the other, for the record
     "Begin with the weights of another model, its positions fitted to the new grid"
     from mlxvit.reader import find
     from mlxvit.checkpoint import check_weights, load_checkpoint
@@ -200,7 +200,7 @@ def start_from(
     weights = resize_positions(checkpoint.weights, from_dict(ViTConfig, checkpoint.config['model']), model) if same else checkpoint.weights
     check_weights(weights, parameter_shapes(model) if isinstance(model, ViTConfig) else captioner_shapes(model), f'{source}, named by --init')
     learner.load(weights)
-    return made_by(checkpoint)
+    return stages(made_by(checkpoint))
 
 # %% ../nbs/5_ship/22_cli.ipynb #b893ba74
 def write_config(

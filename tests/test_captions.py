@@ -167,7 +167,7 @@ def test_its_settings_repeat_it(mlxvit, scene, tmp_path):
 def test_its_weights_begin_another_run(mlxvit, scene, tmp_path):
     p = mlxvit(*SCENE, '--epochs', 1, '--seed', 3, '--init', scene, '--out', tmp_path/'run')
     assert p.returncode == 0, p.stderr
-    assert load_checkpoint(tmp_path/'run/last').config['trained']['init']['epoch'] in (1, 2)
+    assert load_checkpoint(tmp_path/'run/last').config['trained']['before'][-1]['epoch'] in (1, 2)
     p = mlxvit(*READING, '--epochs', 1, '--init', scene, '--out', tmp_path/'other')
     assert p.returncode == 1 and 'named by --init, was trained on features of another encoder' in p.stderr and p.stderr.count('\n') == 1
 

@@ -179,7 +179,8 @@ def test_a_layout_begins_with_the_weights_of_another(mlxvit, tmp_path):
     assert a['embedding.position'].shape[1] == 16 and b['embedding.position'].shape[1] == 32
     assert all(np.array_equal(a[n], b[n]) for n in a if n != 'embedding.position')
     config = json.loads((large/'best'/'config.json').read_text())
-    assert config['data']['size'] == [32, 64] and str(small) in config['trained']['init']['command'] and config['trained']['init']['epoch'] == 1
+    before, = config['trained']['before']
+    assert config['data']['size'] == [32, 64] and str(small) in before['command'] and before['epoch'] == 1
     table = mlxvit('results', large).stdout
     assert table.count('mlxvit train layout') == 2 and ' && ' in table
     p = mlxvit('train', 'layout', '--resume', '--data.size', '[32,64]', '--out', large, '--quiet')

@@ -1,7 +1,8 @@
 "The package as a whole: light to import, documented, typed, clean, and made from the notebooks"
-import ast, importlib, inspect, json, os, re, subprocess, sys
+import ast, importlib, inspect, json, os, re, shlex, subprocess, sys
 from pathlib import Path
 import pytest
+from mlxvit.averages import stages
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
@@ -55,24 +56,32 @@ def test_no_pickle():
 
 def test_the_shipped_models_name_how_they_were_made():
     "Every training and every mean behind a model has its command, its seed, and the machine that ran it"
-    from mlxvit.averages import stages
     for config in (ROOT/'mlxvit'/'assets').rglob('config.json'):
         for made in stages(json.loads(config.read_text())['trained']):
-            mean = 'mean' in made
-            assert made['command'].startswith('mlxvit average ' if mean else 'mlxvit train '), config
+            mean = made['command'].startswith('mlxvit average ')
+            assert mean or made['command'].startswith('mlxvit train '), config
             assert {'seconds', 'cores', 'processor', *(() if mean else ('seed',))} <= set(made), config
+        commands = [shlex.split(made['command']) for made in stages(json.loads(config.read_text())['trained'])]
+        for i, words in enumerate(commands):
+            begun = [words[words.index('--init')+1]] if '--init' in words else words[2:words.index('--out')] if words[1] == 'average' else []
+            for name in begun: assert maker(name, commands[:i]), f'{config}: {name} is not the --out of an earlier command'
+
+
+def maker(name, commands):
+    "The command whose --out holds the model of that name: a folder, or `best` or `last` in it"
+    return next((c for c in commands if Path(c[c.index('--out')+1]) in (Path(name), Path(name).parent)), None)
 
 
 @pytest.mark.parametrize('config', sorted((ROOT/'mlxvit'/'assets').rglob('config.json')), ids=lambda p: p.parent.name)
 def test_the_command_of_a_shipped_model_still_means_its_settings(config):
     "Typed today, with today's defaults, the recorded command asks for exactly the settings that the model was trained with; of a mean, the first run's"
-    import shlex
     from mlxvit.cli import records, select
     from mlxvit.config import from_dict
     from mlxvit.caption_tasks import ALL_TASKS
     saved = json.loads(config.read_text())
-    made = saved['trained'].get('mean', [saved['trained']])
-    words, (home, lying) = shlex.split(made[0]['command'])[1:], (os.environ.get('MLXVIT_DATA'), {n: saved['data'][n] for n in ('source', 'encoder')} if saved['task'] == 'photos' else {})
+    commands = [shlex.split(made['command']) for made in stages(saved['trained'])]
+    while (words := commands.pop())[1] == 'average': commands = [*commands, maker(words[2], commands)]
+    words, (home, lying) = words[1:], (os.environ.get('MLXVIT_DATA'), {n: saved['data'][n] for n in ('source', 'encoder')} if saved['task'] == 'photos' else {})
     if lying and not home: pytest.skip('what photographs decide about the model needs the photographs: set MLXVIT_DATA')
     there = {name: f'{home}/{name}' for name in lying.values()} # a record says what, not where
     words, saved['data'] = [there.get(w, w) for w in words], saved['data'] | {n: there[v] for n, v in lying.items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMPTY', 'ink_boxes', 'ink_centres', 'vary', 'Layout', 'place_digits', 'paste', 'cell_labels', 'draw_layouts',
-           'draw_digits', 'LayoutBatches', 'digit_scores', 'FixedLayouts']
+           'draw_digits', 'spread', 'LayoutBatches', 'digit_scores', 'FixedLayouts']
 
 # %% ../../nbs/2_many/07_layouts.ipynb #e89f8d72
 from dataclasses import dataclass
@@ -94,11 +94,11 @@ def place_digits(
         if layout.border:
             moved = at - np.rint(past(at)).astype(int)
             at = np.where((rng.random((len(at), 1, 2)) < layout.border) & (moved >= 0) & (moved <= room), moved, at)
-        clear = (abs(past(at)) >= layout.margin).all(-1)
         before, after = corners[:,None,:j] + shapes[:,None,:j] + layout.gap, at[:,:,None] + shapes[:,j,None,None] + layout.gap
         beside = ((at[:,:,None] >= before) | (corners[:,None,:j] >= after)).any(-1)
         apart = (abs((at + centres[:,j,None])[:,:,None] - (corners + centres)[:,None,:j]) >= layout.cell).any(-1)
-        free = clear & (beside & apart).all(-1)
+        free = (beside & apart).all(-1)
+        if layout.margin: free &= (abs(past(at)) >= layout.margin).all(-1)
         corners[:,j] = at[np.arange(len(at)), free.argmax(1)]
         complete &= free.any(1) | (counts <= j)
     return corners, complete
@@ -150,10 +150,10 @@ def draw_layouts(
     canvas, truth = np.zeros((n, *layout.size), np.float32), np.full((n, *layout.cells), EMPTY)
     for _ in range(rounds):
         if not len(todo): break
-        images, labels = draw_digits(rng, digits, len(todo)*max(layout.most, 1), warps)
-        images, labels = (a.reshape(len(todo), -1, *a.shape[1:]) for a in (images, labels))
-        boxes = ink_boxes(images.reshape(-1, *images.shape[2:])).reshape(*labels.shape, 4)
-        centres = ink_centres(images) - boxes[...,:2]
+        used = np.arange(layout.most) < counts[todo,None]
+        images, labels = draw_digits(rng, digits, used.size, warps, used.ravel())
+        images, labels, boxes, centres = (spread(a, used) for a in (images, labels, ink_boxes(images), ink_centres(images)))
+        centres -= boxes[...,:2]
         corners, complete = place_digits(rng, boxes[...,2:], centres, counts[todo], layout)
         done = todo[complete]
         canvas[done] = paste(images[complete], boxes[complete], corners[complete], counts[done], layout.size)
@@ -168,14 +168,24 @@ def draw_digits(
     digits:Digits, # what to draw from
     n:int,         # how many
     warps:Warps|None=None, # variation of each, or None
-) -> tuple[np.ndarray, np.ndarray]: # (n, s, s) on the 0..255 scale, (n,) classes
+    used:np.ndarray|slice=slice(None), # (n,) bool: which of them are wanted; the others are dropped before they are warped
+) -> tuple[np.ndarray, np.ndarray]: # (m, s, s) on the 0..255 scale, (m,) classes, of those
     "Draw digits, on as much paper as their warps need"
-    pick = rng.integers(len(digits.labels), size=n)
+    pick = rng.integers(len(digits.labels), size=n)[used]
     images = digits.images[pick]
     if warps:
         margin = (warps.size[0]-images.shape[1])//2
-        images = warps(np.pad(images, ((0, 0), (margin, margin), (margin, margin))), rng.integers(len(warps), size=n))
+        images = warps(np.pad(images, ((0, 0), (margin, margin), (margin, margin))), rng.integers(len(warps), size=n)[used])
     return images, digits.labels[pick]
+
+def spread(
+    values:np.ndarray, # (m, ...)
+    used:np.ndarray,   # (n, most) bool, m of them true
+) -> np.ndarray: # (n, most, ...)
+    "Put values where they are used, and zeros elsewhere"
+    out = np.zeros((*used.shape, *values.shape[1:]), values.dtype)
+    out[used] = values
+    return out
 
 # %% ../../nbs/2_many/07_layouts.ipynb #b6ae3d9c
 class LayoutBatches(Batches):
