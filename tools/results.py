@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, ASSETS = ROOT/'runs', ROOT/'mlxvit'/'assets'
-MODELS = {'digit': 'ship', 'grid': 'grid2', 'layout': 'layout-hikl', 'layout-large': 'layout-large', 'reading': 'reading', 'scene': 'scene', 'photos': 'photos'} # shipped name -> run
+MODELS = {'digit': 'ship', 'grid': 'grid2', 'layout': 'layout-z', 'layout-large': 'layout-large', 'reading': 'reading', 'scene': 'scene', 'photos': 'photos'} # shipped name -> run
 RECORDS = ('heads-cls', 'heads-tokens', 'heads-mean', 'loss-plain', 'loss-weights', 'loss-focal', 'loss-both',
            'around-3', 'around-5', 'around-5p', 'digit-torch', 'digit-mlx', 'grid-torch', 'grid-mlx', 'layout-torch', 'layout-mlx', 'taught', 'paid', 'paid-c')
 PAGES = ['2_many/06_grids', '2_many/07_layouts', '3_mlx/12_training', '4_caption/14_reading', '4_caption/21_recipe', '5_ship/22_caption_reader', '5_ship/22_results', 'index']
