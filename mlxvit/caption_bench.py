@@ -93,11 +93,13 @@ def library_captions(
     features:np.ndarray, # (B, S, D)
     lengths:np.ndarray, # (B,) tokens to write
     beams:int=1,        # 1: greedy
+    precision:str='float32', # or 'bfloat16'
 ) -> Callable: # -> (B, T) tokens
     "The captioner of transformers with our weights, ready to be timed"
     import torch
     captioner = caption_learner('torch').build(SIZE).model.eval()
-    model, eos = library_captioner(captioner), torch.arange(SIZE.vocabulary) == 2
+    kind, eos = getattr(torch, precision), torch.arange(SIZE.vocabulary) == 2
+    model, captioner = library_captioner(captioner).to(kind), captioner.to(kind)
     from transformers import LogitsProcessor
     from transformers.modeling_outputs import BaseModelOutput
     from transformers.utils import logging
@@ -111,7 +113,7 @@ def library_captions(
             return scores
     more = dict(decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=0) | (dict(num_beams=beams, early_stopping=True, length_penalty=0.7) if beams > 1 else {})
     def run() -> torch.Tensor:
-        with torch.inference_mode(): return model.generate(encoder_outputs=BaseModelOutput(captioner.context(torch.from_numpy(features))), max_new_tokens=24, do_sample=False, logits_processor=[End()], **more)
+        with torch.inference_mode(): return model.generate(encoder_outputs=BaseModelOutput(captioner.context(torch.from_numpy(features).to(kind))), max_new_tokens=24, do_sample=False, logits_processor=[End()], **more)
     return run
 
 # %% ../nbs/5_ship/25_captions.ipynb #ac56d5e0
@@ -139,12 +141,13 @@ def caption_rows(
     rounds:int=9,  # that count
     precisions:tuple[str,...]=('float32', 'bfloat16'), # of ours
 ) -> list[dict]: # what, and what `paired` gives
-    "Greedy and four beams, ours in PyTorch beside transformers; and the products of greedy writing alone"
+    "Greedy and four beams beside transformers in 32 bits: ours in PyTorch, the products of greedy writing alone, and transformers in fewer bits"
     features, lengths = np.random.default_rng(0).standard_normal((size, SIZE.tokens, SIZE.width)).astype(np.float32), drawn_lengths(size)
     rows = []
     for beams, name in ((1, 'greedy'), (4, '4 beams')):
         peer = library_captions(features, lengths, beams)
         pairs = {f'{name}, {p}: ours': our_captions('torch', features, lengths, Choice(beams, precision=p)) for p in precisions}
         if beams == 1: pairs |= {f'{name}, {p}: products alone': products_alone(lengths, p) for p in precisions}
+        pairs |= {f'{name}, {p}: transformers': library_captions(features, lengths, beams, p) for p in precisions if p != 'float32'}
         rows += [dict(task=f'{size} captions', what=f'{what} beside transformers', **paired(run, peer, rounds)) for what, run in pairs.items()]
     return rows
