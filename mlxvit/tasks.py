@@ -104,7 +104,7 @@ class LayoutData(DigitData):
     least: int = 0          # fewest digits on a canvas
     most: int = 4           # most digits on a canvas
     crowd: int = 0          # most digits on a canvas in training, if more than in the examination
-    border: float = 0.      # share of centres moved, in training, to within half a pixel of a cell's border
+    border: float = 0.      # chance, down and across by themselves, that training moves a centre to within half a pixel of its cell's border
     gap: int = 1            # least distance between two digits' boxes, pixels; below 0 they may overlap
     margin: float = 0.      # least distance of a digit's centre from the border of its cell, pixels
     zoom: float = 0.        # largest change of size that is part of the task, as a fraction: 0.3 is 0.7 to 1.3

@@ -59,7 +59,7 @@ class Layout:
     gap: int = 1       # least distance between two boxes, pixels; below 0 they may overlap by so much
     margin: float = 0. # least distance of a digit's centre from the border of its cell, pixels; 0: any place
     noise: float = 0.  # standard deviation of the noise on every pixel, of 255
-    border: float = 0. # share of centres moved, down and across, to within half a pixel of the border of a cell
+    border: float = 0. # chance, down and across by themselves, that a centre is moved to within half a pixel of the border of its cell
 
     def __post_init__(self):
         object.__setattr__(self, 'size', tuple(self.size))
@@ -82,14 +82,14 @@ def place_digits(
     shapes:np.ndarray,  # (n, most, 2) height and width of every digit's box
     centres:np.ndarray, # (n, most, 2) of every digit, from the corner of its box
     counts:np.ndarray,  # (n,) digits on each canvas
-    layout:Layout,      # size, cell and gap
+    layout:Layout,      # size, cell, gap, margin and border
     tries:int=16,       # places drawn for each digit
 ) -> tuple[np.ndarray, np.ndarray]: # (n, most, 2) top-left corners, (n,) which canvases found room for all
     "Put digit after digit at the first of some random places that is free"
     corners, complete = np.zeros_like(shapes), ((shapes <= layout.size).all(2) | (np.arange(shapes.shape[1]) >= counts[:,None])).all(1)
     for j in range(shapes.shape[1]):
         room = np.array(layout.size) - shapes[:,j,None]
-        past = lambda at: (at + centres[:,j,None] + layout.cell/2)%layout.cell - layout.cell/2 # how far the nearest border
+        past = lambda at: (at + centres[:,j,None] + layout.cell/2)%layout.cell - layout.cell/2 # signed distance from the nearest border
         at = np.floor(rng.random((len(shapes), tries, 2))*(room + 1)).astype(int)
         if layout.border:
             moved = at - np.rint(past(at)).astype(int)
