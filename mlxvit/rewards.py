@@ -30,6 +30,7 @@ class CiderD:
         references:Sequence[Sequence[str]], # those of each image, at least 2 images
         ending:bool=True, # count the end of a caption as a word, so that it matters where a caption stops?
     ):
+        if len(references) < 2: raise ValueError(f'CIDEr weighs words by how few images have them: expected at least 2 images, got {len(references)}')
         self.end = [END] if ending else []
         _, self.references = normalise_captions(['']*len(references), references)
         seen = Counter(g for some in self.references for g in {g for text in some for g in self.grams(text)})

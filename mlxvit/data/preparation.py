@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQUARE', 'CLIP', 'PROCESSORS', 'FAMILIES', 'from_deep', 'to_colour', 'Preparation', 'cover', 'middle',
-           'prepare_photo', 'sides', 'processor', 'read_preparation', 'assumed']
+           'prepare_photo', 'sides', 'processor', 'read_preparation', 'assumed', 'random_crop']
 
 # %% ../../nbs/4_caption/17_preparation.ipynb #b85a10ab
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..images import ImageError, open_image
 def from_deep(
     image:Image.Image, # of 16 or 32 bits, grey
 ) -> Image.Image: # of 8 bits
-    "Bring grey values of 16 bits down to 8"
+    "Bring grey values of 16 bits down to 8; in mode I, where nothing says how many they have, values up to 255 are taken for 8"
     values = np.asarray(image).astype(np.int64)
     if not 0 <= values.min() <= values.max() < 2**16: raise ImageError(f'grey values should be 0 to 65535, got {values.min()} to {values.max()}')
     return Image.fromarray(np.uint8(values//257 if image.mode != 'I' or values.max() > 255 else values))
@@ -132,3 +132,16 @@ def assumed(
     "How images are prepared for a folder that does not say so"
     both = dict(height=size[0], width=size[1])
     return {**FAMILIES[family], 'size': both if family == 'vit' or size[0] != size[1] else dict(shortest_edge=size[0]), 'crop_size': both}
+
+# %% ../../nbs/4_caption/17_preparation.ipynb #963fdb1b
+def random_crop(
+    image:Image.Image, # W×H pixels
+    rng:np.random.Generator, # which part
+    least:float=0.5, # share of the area to keep; at most all of it
+) -> Image.Image: # of the same mode
+    "A random part of a photograph, 3:4 to 4:3 where the photograph is large enough (Szegedy et al., 2015)"
+    (W, H), shape = image.size, (4/3)**rng.uniform(-1, 1)
+    side = (rng.uniform(least, 1)*W*H)**0.5
+    w, h = min(W, round(side*shape**0.5)), min(H, round(side/shape**0.5))
+    x, y = rng.integers(W-w+1), rng.integers(H-h+1)
+    return image.crop((x, y, x+w, y+h))

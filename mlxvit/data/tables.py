@@ -40,10 +40,10 @@ def csv_rows(
     "Rows of a CSV file; a field that holds a JSON list becomes that list"
     bars = '|' in text.partition('\n')[0]
     how = dict(delimiter='|', quoting=csv.QUOTE_NONE) if bars else dict(strict=True)
-    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, restkey='', **how)
+    reader = csv.DictReader(io.StringIO(text, newline=''), skipinitialspace=True, **how)
     rows = []
     for row in reader:
-        if '' in row: raise ValueError(f'line {reader.line_num} has more fields than the header')
+        if None in row: raise ValueError(f'line {reader.line_num} has more fields than the header')
         rows.append({column.strip(): csv_field(value) for column, value in row.items()})
     return rows
 
