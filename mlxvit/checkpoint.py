@@ -89,8 +89,9 @@ def replaceable(
 def has_checkpoint(
     folder:str|Path, # where one may be
 ) -> bool:
-    "Is there a checkpoint, or one that was being replaced when the machine stopped?"
-    return Path(folder).exists() or beside(Path(folder).resolve())[1].exists()
+    "Does anything stand there, or a checkpoint that was being replaced when the machine stopped? An empty folder is nothing"
+    folder = Path(folder).resolve()
+    return folder.is_file() or folder.is_dir() and any(folder.iterdir()) or beside(folder)[1].exists()
 
 def save_checkpoint(
     folder:str|Path,       # where; an older checkpoint there is replaced whole

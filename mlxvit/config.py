@@ -47,6 +47,7 @@ class ViTConfig:
         if min(H, W, rows, cols) < 1: raise ValueError(f'image_size and cells should be at least 1 each way, got {self.image_size} and {self.cells}')
         if H%P or W%P: raise ValueError(f'patches of {P} px do not tile a {H}×{W} image')
         if self.dim%self.heads: raise ValueError(f'{self.heads} heads do not divide a width of {self.dim}')
+        if self.hidden < 1: raise ValueError(f'mlp_ratio should leave the MLP at least 1 wide, got {self.mlp_ratio}')
         if self.C < 0: raise ValueError(f'C should be at least 0, got {self.C}')
         if not 0 < self.eps < 1: raise ValueError(f'eps should be in (0, 1), got {self.eps}')
         if not 0 <= self.dropout < 1: raise ValueError(f'dropout should be in [0, 1), got {self.dropout}')
@@ -130,7 +131,7 @@ def initial_values(
     depth:int,   # blocks, to scale the branches
     seed:int=0,  # which numbers
 ) -> dict[str,np.ndarray]: # name -> float32 starting value
-    "Starting weights, the same for either framework (LeCun et al., 1998; Radford et al., 2019)"
+    "Starting weights, the same for either framework (LeCun, Bottou, Orr & Müller, 1998; Radford et al., 2019)"
     def value(name, shape):
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         if name.endswith(('position', 'cls_token')): return rng.standard_normal(shape)*0.02
@@ -170,7 +171,7 @@ def resize_positions(
 def count_flops(
     config:ViTConfig, # which model
 ) -> dict[str,int]:   # part -> operations for one image, forward
-    "Floating-point operations of the matrix products, by part; a training step costs three times the total"
+    "Floating-point operations of the matrix products and the convolution, by part; a training step costs nearly three times the total"
     T, N, D, L = config.tokens, config.patches, config.dim, config.depth
     return {'embedding': 2*N*config.patch_size**2*config.channels*D, 'projections': L*2*T*D*4*D,
             'attention': L*2*2*T*T*D, 'mlp': L*2*2*T*D*config.hidden, 'head': 2*D*config.K*config.C} | ({'convolution': L*2*N*config.convolution**2*D} if config.convolution else {})

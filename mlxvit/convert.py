@@ -75,7 +75,7 @@ def facts_of_config(
     kind = str(config.get('architectures'))
     if config.get('model_type') == 'clip': config = {'model_type': 'clip_vision_model', **(config.get('vision_config') or {})}
     if (family := config.get('model_type')) not in ASSUMED: raise CheckpointError(f'unknown architecture {family!r}: of Hugging Face, {", ".join(ASSUMED)} and clip can be read')
-    if 'ForImageClassification' in kind and family != 'vit': raise CheckpointError(f'the classifier of {kind} reads more than the class token: convert the model without it')
+    if 'ForImageClassification' in kind and family != 'vit': raise CheckpointError(f'the classifier of {kind} does not read the class token alone: convert the model without it')
     config = {'image_size': 224, 'num_attention_heads': 12, **ASSUMED[family], **config}
     if config.get('use_swiglu_ffn'): raise CheckpointError('this DINOv2 has a SwiGLU network in its blocks, which a plain vision transformer has not')
     if (act := config['hidden_act']) not in GELUS: raise CheckpointError(f'unknown activation {act!r}: choose one of {list(GELUS)}')

@@ -65,7 +65,7 @@ TORCHVISION = {'mnist': 'MNIST', 'fashion': 'FashionMNIST', 'kmnist': 'KMNIST', 
 def from_hub(
     split:str,              # 'train' or 'test'
     name:str='mnist',       # 'mnist', 'fashion', an 'owner/set' of the hub, or a folder of Parquet files
-    revision:str|None=None, # commit of an 'owner/set'; the known names are pinned here
+    revision:str|None=None, # commit of an 'owner/set'; 'mnist' is pinned here
 ) -> Digits: # the same arrays as `from_package` for 'mnist'
     "Digits from a Hugging Face data set with columns 'image' and 'label'"
     from datasets import load_dataset
