@@ -282,7 +282,6 @@ class PhotoData:
     grid: int = 0              # average the patches over a grid of grid×grid; 0: leave them as they are
     unfreeze: int = 0          # how many of the encoder's last blocks are trained further
     mirror: bool = True        # learn from the mirrored photographs, too?
-    crops: int = 0             # learn from so many random parts of each photograph, too (and as many mirrored ones)
     drafts: int = 0            # captions of each photograph that the model writes itself, to learn from their scores; 0: learn from people's captions
     temperature: float = 0.5   # of these drafts: below 1 they are closer to what the model would write greedily
     tokens: str = 'words'      # 'words', 'bpe', or a tokenizer: a folder, or owner/model@revision of the hub
@@ -291,9 +290,7 @@ class PhotoData:
     length: int = 24           # most tokens of a caption, bos and eos included; longer ones are left out
     cache: str = 'runs/features' # folder of feature files
 
-    def __post_init__(self):
-        object.__setattr__(self, 'blocks', tuple(self.blocks))
-        if self.crops < 0: raise ValueError(f'crops should be 0 or more parts of each photograph, got {self.crops}')
+    def __post_init__(self): object.__setattr__(self, 'blocks', tuple(self.blocks))
 
 BARS = dict(progress=True) # of long preparations; the command line's --quiet turns them off
 
@@ -362,10 +359,9 @@ def photo_features(
     photos:Photos,  # of which
     mirror:bool=False, # mirrored?
     encoder:Encoder|None=None, # of a checkpoint; None: that of the data
-    crop:int=0,     # of a random part of each: which one; 0: of the whole
 ) -> Any: # (n, S, M)
     "Features of photographs, from their file or computed into it"
-    return cache_features(encoder or photo_encoder(data), photos, photos.fingerprint, data.cache, mirror, crop=crop, **BARS)
+    return cache_features(encoder or photo_encoder(data), photos, photos.fingerprint, data.cache, mirror, **BARS)
 
 class Chosen:
     "Some rows of features"
@@ -382,7 +378,7 @@ def photo_batches(
     if data.drafts and fit.label_smoothing: raise ValueError(f'drafts are weighed word by word, and smoothing would pay for words that were not written: label_smoothing should be 0, got {fit.label_smoothing}')
     photos, m = photos_of(data, data.train), photo_material(data)
     tokens, kept = caption_tokens(m.words, photos.captions, data.length)
-    features = tuple(photo_features(data, photos, mirror, crop=crop) for crop in range(1+data.crops) for mirror in (False, True)[:1+data.mirror])
+    features = tuple(photo_features(data, photos, mirror) for mirror in (False, True)[:1+data.mirror])
     if len(kept) < len(photos): features = tuple(Chosen(f, kept) for f in features)
     batches, exam = FeatureBatches(features, tokens, fit.batch_size, fit.seed, pad=m.words.pad), photo_exam(data, split=data.held)
     if not data.drafts: return batches, exam

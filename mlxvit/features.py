@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FULL', 'to_half', 'FeatureError', 'feature_key', 'key_name', 'first_difference', 'write_record',
-           'read_record', 'checksum', 'Features', 'claim', 'Writer', 'check_room', 'cut', 'take', 'fill',
-           'cache_features', 'FeatureBatches']
+           'read_record', 'checksum', 'Features', 'claim', 'Writer', 'check_room', 'take', 'fill', 'cache_features',
+           'FeatureBatches']
 
 # %% ../nbs/4_caption/17_features.ipynb #894b9b8b
 import errno, hashlib, json, os, shutil, zlib
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Sequence
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
-from .data.preparation import random_crop
 from .encoders import Encoder
-from .images import ImageError, open_image
+from .images import ImageError
 
 # %% ../nbs/4_caption/17_features.ipynb #c59c4aee
 def to_half(
@@ -38,10 +36,9 @@ def feature_key(
     data:str,    # fingerprint of the data set
     n:int,       # images
     mirror:bool=False, # horizontally mirrored?
-    crop:int=0, # which random part of each image; 0: the whole
 ) -> dict: # plain values
     "Everything that decides the features of a data set"
-    return {**encoder.key(), 'data': data, 'n': n, 'mirror': mirror} | (dict(crop=crop) if crop else {})
+    return {**encoder.key(), 'data': data, 'n': n, 'mirror': mirror}
 
 def key_name(
     key:dict, # plain values
@@ -191,25 +188,16 @@ def check_room(
     "Raise if a disk has not enough room"
     if need > (free := shutil.disk_usage(folder).free): raise OSError(errno.ENOSPC, f'the features need {need:,} bytes, and {free:,} are free on the disk of {folder}: choose another folder, fewer blocks or a coarser grid')
 
-def cut(
-    image:Any, # a picture of PIL, or a file
-    rng:np.random.Generator, # which part
-) -> Image.Image:
-    "A random part of an image that is not prepared yet"
-    if isinstance(image, np.ndarray): raise ValueError('a part is cut from a picture: expected a PIL image or a file, got an array, which is prepared already')
-    return random_crop(open_image(image), rng)
-
 def take(
     encoder:Encoder,  # prepares them
     images:Sequence,  # anything that `encoder.prepare` takes
     at:range,         # which
     mirror:bool=False, # horizontally mirrored?
-    crop:int=0,       # which random part of each, 1, 2, ...; 0: the whole
 ) -> np.ndarray: # (B, H, W) or (B, H, W, 3) uint8
-    "Prepare a few images; a part depends on the number of its image, so that a file that is gone on with is the same"
+    "Prepare a few images"
     out = []
     for i in at:
-        try: out.append(encoder.prepare(cut(images[i], np.random.default_rng([crop, mirror, i])) if crop else images[i]))
+        try: out.append(encoder.prepare(images[i]))
         except ValueError as error: raise (ImageError if isinstance(error, ImageError) else ValueError)(f'image {i}: {error}') from None
     return np.ascontiguousarray(np.stack(out)[:,:,::-1]) if mirror else np.stack(out)
 
@@ -221,11 +209,11 @@ def fill(
     progress:bool,   # show a bar
 ):
     "Compute what a file still lacks"
-    n, mirror, crop = writer.shape[0], writer.key['mirror'], writer.key.get('crop', 0)
+    n, mirror = writer.shape[0], writer.key['mirror']
     with writer, tqdm(total=n, initial=writer.done, unit='image', disable=not progress) as bar:
         while writer.done < n:
             at = range(writer.done, min(writer.done+batch, n))
-            writer.append(to_half(encoder.features(take(encoder, images, at, mirror, crop)), at[0]))
+            writer.append(to_half(encoder.features(take(encoder, images, at, mirror)), at[0]))
             bar.update(len(at))
 
 def cache_features(
@@ -236,12 +224,11 @@ def cache_features(
     mirror:bool=False,  # of the horizontally mirrored images?
     batch:int=16,       # images at a time
     progress:bool=True, # show a bar
-    crop:int=0,         # of a random part of each, of pictures or files: which one, 1, 2, ...; 0: of the whole
 ) -> Features: # (n, S, M)
     "The features of a data set: from their file, or computed into it"
     n, shape = len(images), encoder.shape
     if n < 1 or batch < 1: raise ValueError(f'expected at least one image and a batch of at least one, got {n} and {batch}')
-    key = feature_key(encoder, data, n, mirror, crop)
+    key = feature_key(encoder, data, n, mirror)
     path = Path(folder)/f'{key_name(key)}.features'
     record = path.with_suffix('.json')
     done = lambda: read_record(record, key)['done'] if record.is_file() else 0
@@ -258,21 +245,20 @@ def cache_features(
 class FeatureBatches:
     "Seeded epochs of batches of features with their captions"
     def __init__(self,
-        features:Features|np.ndarray|tuple, # (n, S, M); or several of these, views of the same images: whole, mirrored, random parts
+        features:Features|np.ndarray|tuple, # (n, S, M); or two of these: of plain and of mirrored images
         tokens:np.ndarray, # (n, k, T) ids, k captions of each image
         size:int=64,       # images in a batch
-        seed:int=0,        # order, and which view of each
-        shuffle:bool=True, # a new order every epoch, and only whole batches; False: in order, all of it, the first view
+        seed:int=0,        # order, and who is mirrored
+        shuffle:bool=True, # a new order every epoch, and only whole batches; False: in order, all of it, plain
         pad:int|None=None, # token that fills up rows: images with about as much to read come together; None: as dealt
     ):
         self.features = features if isinstance(features, tuple) else (features,)
         self.tokens, self.size, self.seed, self.shuffle, self.pad = tokens, size, seed, shuffle, pad
         shapes, n = [tuple(f.shape) for f in self.features], len(tokens)
         if tokens.ndim != 3 or tokens.dtype.kind != 'i': raise ValueError(f'expected captions as integers (n, k, T), got {tokens.dtype} {tokens.shape}')
-        if len(set(shapes)) != 1 or shapes[0][0] != n: raise ValueError(f'expected features (n, S, M) of {n} images, of one shape in every view, got {", ".join(map(str, shapes))}')
-        keys = [{**f.key, 'mirror': None, 'crop': None} for f in self.features if isinstance(f, Features)]
-        for other in keys[1:]:
-            if difference := first_difference(keys[0], other): raise FeatureError(f'these features are no views of the same images: {difference}')
+        if not 1 <= len(shapes) <= 2 or len(set(shapes)) > 1 or shapes[0][0] != n: raise ValueError(f'expected features (n, S, M) of {n} images, once or plain and mirrored, got {", ".join(map(str, shapes))}')
+        keys = [{**f.key, 'mirror': None} for f in self.features if isinstance(f, Features)]
+        if len(keys) == 2 and (difference := first_difference(*keys)): raise FeatureError(f'plain and mirrored features do not belong together: {difference}')
         if size < 1 or not n or (shuffle and size > n): raise ValueError(f'cannot make batches of {size} from {n} images')
 
     def __len__(self) -> int:
@@ -282,7 +268,7 @@ class FeatureBatches:
     def __iter__(self) -> Iterator: return self.epoch(0)
 
     def epoch(self,
-        epoch:int,   # which epoch: order and views depend on it
+        epoch:int,   # which epoch: order and mirroring depend on it
         start:int=0, # first batch, to resume in the middle
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B, S, M) float32, (B, k, T) int64
         "The batches of one epoch, from batch `start`"
@@ -291,7 +277,7 @@ class FeatureBatches:
     def places(self,
         epoch:int,   # which epoch
         start:int=0, # first batch
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B,) which images, (B,) which view of each
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: # (B,) which images, (B,) 0 for plain and 1 for mirrored
         "Which images the batches of one epoch hold"
         rng, n = np.random.default_rng([self.seed, epoch]), len(self.tokens)
         order = rng.permutation(n) if self.shuffle else np.arange(n)
@@ -314,9 +300,9 @@ class FeatureBatches:
 
     def read(self,
         at:np.ndarray,   # (B,) which images
-        side:np.ndarray, # (B,) which view of each
+        side:np.ndarray, # (B,) 0 for plain, 1 for mirrored
     ) -> np.ndarray: # (B, S, M) float32
-        "The features of a batch, from the files of its views"
+        "The features of a batch, from one file or two"
         if len(self.features) == 1: return np.asarray(self.features[0][at], np.float32)
         out = np.empty((len(at), *self.features[0].shape[1:]), np.float32)
         for k, features in enumerate(self.features): out[side == k] = features[at[side == k]]

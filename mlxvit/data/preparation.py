@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQUARE', 'CLIP', 'PROCESSORS', 'FAMILIES', 'from_deep', 'to_colour', 'Preparation', 'cover', 'middle',
-           'prepare_photo', 'sides', 'processor', 'read_preparation', 'assumed', 'random_crop']
+           'prepare_photo', 'sides', 'processor', 'read_preparation', 'assumed']
 
 # %% ../../nbs/4_caption/17_preparation.ipynb #b85a10ab
 from dataclasses import dataclass
@@ -132,16 +132,3 @@ def assumed(
     "How images are prepared for a folder that does not say so"
     both = dict(height=size[0], width=size[1])
     return {**FAMILIES[family], 'size': both if family == 'vit' or size[0] != size[1] else dict(shortest_edge=size[0]), 'crop_size': both}
-
-# %% ../../nbs/4_caption/17_preparation.ipynb #963fdb1b
-def random_crop(
-    image:Image.Image, # W×H pixels
-    rng:np.random.Generator, # which part
-    least:float=0.5, # share of the area to keep; at most all of it
-) -> Image.Image: # of the same mode
-    "A random part of a photograph, 3:4 to 4:3 where the photograph is large enough (Szegedy et al., 2015)"
-    (W, H), shape = image.size, (4/3)**rng.uniform(-1, 1)
-    side = (rng.uniform(least, 1)*W*H)**0.5
-    w, h = min(W, round(side*shape**0.5)), min(H, round(side/shape**0.5))
-    x, y = rng.integers(W-w+1), rng.integers(H-h+1)
-    return image.crop((x, y, x+w, y+h))
