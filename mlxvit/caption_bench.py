@@ -50,7 +50,7 @@ class Ending:
         self.writer.select(rows, images)
 
 # %% ../nbs/5_ship/25_captions.ipynb #b9976f0a
-SIZE = CaptionerConfig(vocabulary=3500, length=25, dim=256, heads=8, depth=3, dropout=0., tokens=65, width=256) # as for photographs in chapter 21
+SIZE = CaptionerConfig(vocabulary=3500, length=25, dim=256, heads=8, depth=3, dropout=0., tokens=65, width=256) # the decoder of chapter 21's photographs; no mixers, and features of 256 numbers, not 1,536
 
 def our_captions(
     framework:str,      # 'torch' or 'mlx'

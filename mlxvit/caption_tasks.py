@@ -121,6 +121,10 @@ class ReadingData(LayoutData):
     encoder: str = 'layout' # whose features are read: a shipped model, or a folder
     unfreeze: int = 0       # how many of its last blocks are trained further
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.crowd > self.most: raise ValueError(f'a reading holds at most {self.most} digits, in training too: raise most, and leave crowd at 0')
+
 @lru_cache(2)
 def reading_material(
     data:ReadingData, # canvas and encoder
@@ -179,7 +183,7 @@ def reading_batches(
     "New canvases every epoch, and fixed ones of held-out digits"
     (train, held), layout = train_and_held(data), layout_of(data)
     change = vary(data.zoom+data.scale, data.turn+data.rotate, data.elastic, data.warps, fit.seed) if data.warps else vary(data.zoom, data.turn, seed=fit.seed)
-    batches = ReadingFeatures(train, layout, data.canvases, fit.batch_size, fit.seed, change)
+    batches = ReadingFeatures(train, replace(layout, border=data.border), data.canvases, fit.batch_size, fit.seed, change)
     batches.encoder = reading_material(data).encoder
     return batches, reading_set(data, FixedLayouts(held, layout, 1000, 1, vary(data.zoom, data.turn)))
 
@@ -204,6 +208,7 @@ def reading_exam(
 @dataclass(frozen=True)
 class SceneData(DigitData):
     "Scenes of digits, to be told in a sentence"
+    shift: float = 2.       # without effect here: every digit lies anywhere
     side: int = 80          # of the canvas, pixels
     scenes: int = 25_000    # an epoch
     encoder: str = 'layout-large' # whose features are used: a shipped model, or a folder

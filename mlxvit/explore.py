@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['patch_map', 'overlay', 'show_heads', 'mark', 'rollout', 'show_rollout', 'blank_patches', 'position_similarity',
-           'show_position_similarity', 'patch_filters', 'show_filters', 'confident_errors', 'show_errors',
+           'show_position_similarity', 'patch_filters', 'show_filters', 'matched', 'confident_errors', 'show_errors',
            'calibration', 'show_reliability']
 
 # %% ../nbs/2_many/08_inside.ipynb #c5e530d0
@@ -147,14 +147,22 @@ def show_filters(
     return fig
 
 # %% ../nbs/2_many/08_inside.ipynb #27ed2b81
+def matched(
+    probabilities:np.ndarray, # claimed to be (n, C)
+    labels:np.ndarray,        # claimed to be (n,)
+) -> tuple[np.ndarray, np.ndarray]: # the same, as arrays
+    "Raise unless each label has its row of probabilities"
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    if probabilities.ndim != 2 or probabilities.shape[:1] != labels.shape: raise ValueError(f'{probabilities.shape} probabilities and {labels.shape} labels do not belong together: flatten both to one row a classification')
+    return probabilities, labels
+
 def confident_errors(
     probabilities:np.ndarray, # (n, C) probabilities
     labels:np.ndarray, # (n,) true classes
     n:int=16,          # how many
 ) -> np.ndarray: # (up to n,) places in the arrays, surest first
     "The wrong answers the model was surest of"
-    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
-    if probabilities.shape[:1] != labels.shape: raise ValueError(f'{probabilities.shape} probabilities and {labels.shape} labels do not belong together: flatten both to one row a classification')
+    probabilities, labels = matched(probabilities, labels)
     wrong = np.flatnonzero(probabilities.argmax(-1) != labels)
     return wrong[np.argsort(-probabilities[wrong].max(-1), kind='stable')][:n]
 
@@ -176,6 +184,7 @@ def calibration(
     bins:int=10,       # of equal width in confidence
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]: # a bin: mean confidence, accuracy (NaN where no answers), answers; and the expected calibration error
     "Confidence beside accuracy (Guo et al., 2017)"
+    probabilities, labels = matched(probabilities, labels)
     sure, right = probabilities.max(-1), probabilities.argmax(-1) == labels
     at = np.minimum((sure*bins).astype(int), bins-1)
     n, confidence, accuracy = (np.bincount(at, weights, bins) for weights in (None, sure, right))

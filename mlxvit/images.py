@@ -184,8 +184,8 @@ def prepare_canvas(
     "Prepare an image of any number of digits: of the right size as it is, else shrunk to fit, on paper"
     grey, (H, W) = to_grey(open_image(source)), size
     if grey.shape == (H, W): return np.rint(255-grey if np.median(grey) > 127 else grey).astype(np.uint8)
-    if np.ptp(grey) < 24: return np.zeros(size, np.uint8)
-    ink, out = find_ink(grey), Image.new('L', (W, H))
+    try: ink, out = find_ink(grey), Image.new('L', (W, H))
+    except ImageError: return np.zeros(size, np.uint8) # blank, but for dust
     h, w = (max(1, round(n*min(H/ink.shape[0], W/ink.shape[1]))) for n in ink.shape)
     out.paste(Image.fromarray(np.uint8(ink*255)).resize((w, h), Image.Resampling.BOX if h <= ink.shape[0] else Image.Resampling.BILINEAR), ((W-w)//2, (H-h)//2))
     return np.asarray(out)

@@ -57,9 +57,9 @@ def results_table(
     folders:list|None=None, # of runs or records, or names of shipped models; None: all of these
 ) -> str: # Markdown
     "A table of runs: task, parameters, score of its examination, seconds, command"
-    runs = [read_run(f) for f in folders or shipped()]
     rows = ['| model | task | parameters | examination | training | command |', '| --- | --- | --- | --- | --- | --- |']
-    for r in runs:
-        score = describe(r['scores'], r['K']) if r['scores'] else 'features alone' if r['task'] == 'features' else f"not examined: `mlxvit evaluate {r['name']}`"
+    for f in folders or shipped():
+        r = read_run(f)
+        score = describe(r['scores'], r['K']) if r['scores'] else 'features alone' if r['task'] == 'features' else f"not examined: `mlxvit evaluate {f}`"
         rows.append(f"| `{r['name']}` | {r['task']} | {r['parameters']:,} | {score} | {r['seconds']:,.0f} s on {r['cores']} cores | {shown(r['command'])} |")
     return '\n'.join(rows)

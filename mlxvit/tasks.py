@@ -100,6 +100,7 @@ def grid_exam(
 @dataclass(frozen=True)
 class LayoutData(DigitData):
     "Which digits to lay out on a canvas, and how"
+    shift: float = 2.       # without effect here: every digit lies anywhere
     size: tuple[int,int] = (64, 64) # (H, W) of the canvas, pixels; multiples of 8
     least: int = 0          # fewest digits on a canvas
     most: int = 4           # most digits on a canvas

@@ -17,6 +17,7 @@ def compose_grids(
 ) -> np.ndarray:       # (B, rows*h, cols*w)
     "Lay images out in grids, row by row"
     n, h, w = images.shape
+    if min(rows, cols) < 1: raise ValueError(f'a grid needs at least one row and one column, got {rows}×{cols}')
     if n%(rows*cols): raise ValueError(f'{n} images do not fill grids of {rows}×{cols}')
     return images.reshape(-1, rows, cols, h, w).swapaxes(2, 3).reshape(-1, rows*h, cols*w)
 
