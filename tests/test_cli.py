@@ -108,6 +108,7 @@ def test_a_bad_yaml_is_a_usage_error(mlxvit, tmp_path, yaml, words):
 def test_a_progress_bar_on_the_console(mlxvit, tmp_path):
     p = mlxvit('train', 'digit', '--epochs', 1, '--out', tmp_path/'r', *[t for t in TINY if t != '--quiet'])
     assert '10/10' in p.stderr and 'valid_accuracy' in p.stderr
+    assert '1 epoch of 10 steps' in p.stdout
 
 
 def test_a_diverging_run_says_where(mlxvit, tmp_path):
