@@ -113,10 +113,14 @@ def signed(folder: Path):
     (folder/'SHA256SUMS').write_text(''.join(f'{sha256((folder/n).read_bytes()).hexdigest()}  {n}\n' for n in names), encoding='utf-8')
 
 
-def say(*words):
-    "What a command does, without `main`, which would hide what kind of error it was"
+def nothing(*_, **__): raise ValueError('training would begin here')
+
+
+def say(*words, begins: bool = True):
+    "What a command does, without `main`, which would hide what kind of error it was; or only up to where its work begins"
+    from unittest.mock import patch
     from mlxvit import cli
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), patch.object(cli, 'choose_framework', cli.choose_framework if begins else nothing):
         call, flags = cli.select([str(w) for w in words])
         call(flags)
 
@@ -206,13 +210,13 @@ def parquet(rng) -> bytes:
 
 @kind(4)
 def yaml(rng, bases, here):
-    "Settings of a training, which does not begin"
+    "Settings of a training: read and checked, up to where data and model would be made (which may rightly take long)"
     import yaml as library
     task = rng.choice(['digit', 'grid', 'layout', 'scene', 'photos'])
     settings = library.safe_load((bases/'run'/'config.yaml').read_text(encoding='utf-8'))
     if task != 'digit': settings = dict(epochs=3, lr=0.001, class_weights=[1.0, 2.0], seed=1, model=dict(dim=32, depth=2, dropout=0.1), data=dict(limit=640, size=[64, 64]) if task == 'layout' else dict(limit=640))
     (here/'c.yaml').write_bytes(damage.mutate_yaml(rng, settings))
-    return lambda: say('train', task, '--config', here/'c.yaml', '--out', here/'out', '--framework', 'torch', '--quiet')
+    return lambda: say('train', task, '--config', here/'c.yaml', '--out', here/'out', '--framework', 'torch', '--quiet', begins=False)
 
 
 @kind(3)
@@ -330,9 +334,8 @@ def prepare():
     "What a worker needs once: no network, no training, no more memory than some gigabytes"
     sys.path.insert(0, str(Path(__file__).parent))
     from mlxvit import cli, fit
-    def nothing(*_, **__): raise ValueError('training would begin here')
     if hasattr(fit, 'train_epoch'): fit.train_epoch = nothing
-    cli.fit = nothing_begins(cli.fit, nothing)
+    cli.fit = only_resumed(cli.fit)
     os.environ.update(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1')
     socket.setdefaulttimeout(1)
     import warnings
@@ -341,7 +344,7 @@ def prepare():
     if used: resource.setrlimit(resource.RLIMIT_AS, (used + 6*2**30, resource.RLIM_INFINITY))
 
 
-def nothing_begins(fit, nothing):
+def only_resumed(fit):
     "Of a training, only what a resumed run reads of its folder"
     def read(learner, train, valid, config, out=None, about=None, resume=False, *more, **flags):
         return fit(learner, train, valid, config, out, about, resume, *more, **flags) if resume else nothing()
