@@ -162,30 +162,29 @@ def test_streams_of_every_kind(monkeypatch, stream, seven, tmp_path):
     if stream == 'plain object': assert 'фото.png: 7' in made['plain object'].text
 
 
-def started(*words, **kw):
-    "A process of the command line, its streams as given"
-    return subprocess.Popen(command(*words), **{**dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **kw})
+def started(*words, environment=(), **kw):
+    "A process of the command line, its streams as given, with buffers as people have them"
+    env = {n: v for n, v in os.environ.items() if n != 'PYTHONUNBUFFERED'} | dict(environment)
+    return subprocess.Popen(command(*words), env=env, **{**dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **kw})
 
 
 @pytest.mark.parametrize('encoding', ['cp1252', 'cp1251', 'ascii', 'shift_jis', 'cp437'])
-def test_help_and_answers_in_any_encoding(encoding, seven, tmp_path):
-    env = {**os.environ, 'PYTHONIOENCODING': encoding}
-    p = started('train', 'layout', '--help', env=env)
+def test_help_in_any_encoding(encoding):
+    p = started('train', 'layout', '--help', environment={'PYTHONIOENCODING': encoding})
     out, err = p.communicate(timeout=100)
     assert p.returncode == 0 and not err and b'--data.size' in out
 
 
-def test_a_plain_locale_reads_and_shows_utf8(seven, foreign, tmp_path):
+def test_a_plain_locale_reads_and_shows_utf8(foreign):
     "LC_ALL=C and no UTF-8 mode, as on an old server or a Windows console"
     def change(config): config['trained']['command'] = 'mlxvit train 数字 ×'
     folder = foreign(change)
-    env = {**os.environ, 'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
-    p = started('results', folder, env=env)
+    p = started('results', folder, environment={'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'})
     out, err = p.communicate(timeout=100)
     assert p.returncode == 0 and '\\u6570'.encode() in out, err
 
 
-@pytest.mark.parametrize('words', [['train', 'digit', '--help'], ['results'], ['--help'], ['nonsense']])
+@pytest.mark.parametrize('words', [['train', 'digit', '--help'], ['results'], ['results', 'digit'], ['--help'], ['nonsense']])
 def test_a_reader_that_hangs_up(words):
     "As in `mlxvit ... | true`: nothing on the error stream, and the exit code of a program that met a closed pipe"
     read, write = os.pipe()
@@ -198,7 +197,7 @@ def test_a_reader_that_hangs_up(words):
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='no /dev/full here')
 def test_a_full_disk_is_one_line():
-    with open('/dev/full', 'w', encoding='utf-8') as full: p = started('results', stdout=full)
+    with open('/dev/full', 'w', encoding='utf-8') as full: p = started('results', 'digit', stdout=full)
     err = p.communicate(timeout=100)[1].decode()
     assert p.returncode == 1 and err.count('\n') == 1 and 'No space left' in err
 
