@@ -21,7 +21,7 @@ def test_help(mlxvit, args, words):
 
 
 @pytest.mark.parametrize('code, args, words', [
-    (2, [], ['usage']),
+    (2, [], ['see mlxvit --help']),
     (2, ['train', 'cats'], ['cats']),
     (2, ['train', 'digit', '--epochs', 'many'], ['epochs']),
     (2, ['train', 'digit', '--epoch_number', '3'], ['epoch_number']),
