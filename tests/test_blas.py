@@ -107,7 +107,7 @@ def test_what_was_measured_is_remembered(cache, measured):
 
 HOSTILE = {
     'empty': b'', 'no JSON': b'{"here": ', 'null': b'null', 'a list': b'[1, 2]', 'a number': b'7', 'not UTF-8': b'\xff\xfe{}',
-    'deep': b'['*90_000, 'long number': b'{"here": {"": ' + b'9'*5000 + b'}}', 'large': b'{"here": "' + b'x'*200_000 + b'"}',
+    'deep': b'['*90_000, 'long number': b'{"here": {"": ' + b'9'*5000 + b'}}', 'large': json.dumps({'here': {**NUMBERS, C: 900.}, 'x'*200_000: {}}).encode(),
     'entry of a list': b'{"here": [1]}', 'not a number': b'{"here": {"": NaN}}', 'infinite': b'{"here": {"": 1e999}}', 'negative': b'{"here": {"": -1}}',
     'a string': json.dumps({'here': {**NUMBERS, A: '9'}}).encode(), 'true': json.dumps({'here': {**NUMBERS, A: True}}).encode(),
     'another file': json.dumps({'here': {**NUMBERS, '/tmp/evil.so': 9e5}}).encode(),
@@ -133,6 +133,14 @@ def test_a_pipe_a_folder_or_a_dead_link_in_its_place(cache, measured):
         if cache.is_dir(): remove(cache)
         else: cache.unlink(missing_ok=True)
         assert not [p for p in cache.parent.iterdir()]
+
+
+def test_a_pipe_that_somebody_holds_open(cache):
+    cache.parent.mkdir(parents=True)
+    os.mkfifo(cache)
+    held = os.open(cache, os.O_RDWR|os.O_NONBLOCK)
+    assert blas.remembered() == {}
+    os.close(held)
 
 
 def test_the_memory_does_not_grow_for_ever(cache):
@@ -238,7 +246,7 @@ def test_nothing_is_taken_from_the_current_directory(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, 'torch', raising=False)
     for first in ('', '.', str(tmp_path)):
         monkeypatch.setattr(sys, 'path', [first, *sys.path])
-        for asked in ('', ':', '.', './', str(tmp_path), f'{tmp_path}/', f'{tmp_path}/torch/..', f'.:{tmp_path}'):
+        for asked in ('', ':', '.', './', str(tmp_path), f'{tmp_path}/', f'{tmp_path}/torch/..', f'.:{tmp_path}', 'numpy.libs'):
             monkeypatch.setenv('LD_LIBRARY_PATH', asked)
             assert not [p for p in blas.candidates() if str(tmp_path) in os.path.realpath(p)]
 
