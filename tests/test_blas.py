@@ -62,6 +62,14 @@ def test_the_fastest_is_first(numbers, order):
     assert blas.by_speed(FILES, NUMBERS | numbers) == order
 
 
+def test_who_may_have_been_unlucky_is_measured_again(monkeypatch):
+    "A busy machine: the second round turns the order round; who is far behind is left alone"
+    answers = {'': [4.], A: [50., 60.], B: [90., 55.], C: [40., 200.], 'far': [20.]}
+    monkeypatch.setattr(blas, 'measure', lambda name: answers[name].pop(0))
+    assert blas.contest({n: (n,) for n in answers}) == {'': 4., A: 60., B: 90., C: 200., 'far': 20.}
+    assert not any(answers.values())
+
+
 def test_the_winner_of_the_measurement_is_loaded(cache, measured):
     measured.numbers = NUMBERS | {B: 900.}
     with patch.object(blas, 'open_globally', lambda path: True): found = blas.take('auto')
@@ -99,8 +107,9 @@ def test_a_core_type_that_slows_is_named(cache, monkeypatch):
 # --- the memory
 
 def test_what_was_measured_is_remembered(cache, measured):
-    assert blas.all_speeds(FILES) == NUMBERS and len(measured.asked) == 4
-    assert blas.all_speeds(FILES) == NUMBERS and len(measured.asked) == 4
+    assert blas.all_speeds(FILES) == NUMBERS and len(measured.asked) >= 4
+    measured.asked.clear()
+    assert blas.all_speeds(FILES) == NUMBERS and measured.asked == []
     assert json.loads(cache.read_text()) == {'here': NUMBERS}
     assert [p.name for p in cache.parent.iterdir()] == ['blas.json'], 'nothing else is left there'
 
