@@ -44,7 +44,7 @@ def seeds() -> dict[str, bytes]:
     turned = exif((0x0112, 3, 1, struct.pack('<I', 6)), (0x011a, 2, 3, b'72\0\0'), (0x8769, 4, 1, struct.pack('<I', 26)))
     for kind in ('JPEG', 'PNG', 'WEBP'): out[f'{kind} exif'] = saved(drawing(), kind, exif=turned)
     out['AVIF exif'] = saved(drawing(), 'AVIF', exif=exif((0x0112, 3, 1, struct.pack('<I', 6))))
-    for how in ('tiff_lzw', 'tiff_adobe_deflate', 'packbits', 'jpeg', 'lzma', 'zstd', 'webp'): out[f'TIFF {how}'] = saved(drawing(), 'TIFF', compression=how)
+    for how in ('tiff_lzw', 'tiff_adobe_deflate', 'packbits', 'jpeg', 'lzma', 'zstd'): out[f'TIFF {how}'] = saved(drawing(), 'TIFF', compression=how)
     for how in ('group3', 'group4'): out[f'TIFF {how}'] = saved(drawing('1'), 'TIFF', compression=how)
     out['TIFF big'] = saved(drawing(), 'TIFF', big_tiff=True)
     blank = Image.new('RGB', (48, 40), 'white')
