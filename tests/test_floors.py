@@ -6,7 +6,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent/'mlxvit'
 FLOORS = [ # ground up; a name stands for a module or a folder of modules
-    {'files', 'folders', 'records', 'data', 'config', 'text', 'sequences', 'images', 'plots', 'console'},
+    {'files', 'folders', 'records', 'image_files', 'data', 'config', 'text', 'sequences', 'images', 'plots', 'console'},
     {'torch', 'mlx', 'fit', 'tracking', 'checkpoint'},
     {'averages', 'convert', 'twins', 'encoders', 'features', 'generate', 'metrics', 'rewards', 'explore', 'widgets', 'tasks'},
     {'caption_tasks'},
