@@ -26,6 +26,7 @@ from .features import FeatureBatches, cache_features
 from .fit import FitConfig
 from .generate import Choice, Rules, write
 from .metrics import caption_scores, caption_words, most_common_caption, nearest_captions
+from .records import check_fields
 from .rewards import CiderD, RewardBatches
 from .sequences import CaptionerConfig
 from .tasks import TASKS, DigitData, LayoutData, Task, layout_of, test_digits, train_and_held
@@ -295,7 +296,7 @@ class PhotoData:
     length: int = 24           # most tokens of a caption, bos and eos included; longer ones are left out
     cache: str = 'runs/features' # folder of feature files
 
-    def __post_init__(self): object.__setattr__(self, 'blocks', tuple(self.blocks))
+    def __post_init__(self): check_fields(self)
 
 BARS = dict(progress=True) # of long preparations; the command line's --quiet turns them off
 

@@ -169,13 +169,15 @@ def check_yaml(
     name:str|Path, # of the file, to say in the error
     error:type=FileError, # what to raise
     most:int=10_000, # values, with every alias written out
-) -> str:          # the same, as text that any YAML parser may have
-    "Text of bounded size in every sense"
+) -> str:          # the same, as text that any YAML parser may have; '{}' where nothing is set
+    "Settings in YAML, of bounded size in every sense"
     text = decode(raw, name, error)
     try: node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as e: raise error(f'{name} is no YAML: {" ".join(str(e).split())[:200]}') from None
     except (ValueError, RecursionError) as e: raise error(f'{name} is no YAML: {first_line(e)}') from None
-    try: found = count_nodes(node, {}) if node else 0
+    if node is None: return '{}'
+    if not isinstance(node, yaml.MappingNode): raise error(f'{name} should hold settings, one "name: value" per line')
+    try: found = count_nodes(node, {})
     except ValueError as e: raise error(f'{name} holds {e}') from None
     if found > most: raise error(f'{name} stands for {found:,} values; at most {most:,} are read')
     return text

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Protocol
 from tqdm.auto import tqdm
 from .checkpoint import Checkpoint, has_checkpoint, load_checkpoint, save_checkpoint
+from .records import check_fields
 from .tracking import JsonLines
 
 SCHEDULES, PRECISIONS = ('cosine', 'one-cycle', 'constant'), ('float32', 'bfloat16')
@@ -37,15 +38,12 @@ class FitConfig:
     seed: int = 0             # of weights, order, augmentation and dropout
 
     def __post_init__(self):
+        check_fields(self)
         if self.schedule not in SCHEDULES: raise ValueError(f'unknown schedule {self.schedule!r}: choose one of {SCHEDULES}')
         if self.precision not in PRECISIONS: raise ValueError(f'unknown precision {self.precision!r}: choose one of {PRECISIONS}')
-        if self.epochs < 1 or self.batch_size < 1: raise ValueError(f'epochs and batch_size should be at least 1, got {self.epochs} and {self.batch_size}')
-        object.__setattr__(self, 'class_weights', tuple(self.class_weights))
-        if self.class_weights and not (min(self.class_weights) >= 0 < max(self.class_weights) < math.inf): raise ValueError(f'class_weights should be finite and not negative, and not all 0, got {self.class_weights}')
+        if self.class_weights and not max(self.class_weights): raise ValueError('class_weights should not all be 0')
         for name in ('warmup', 'final_lr', 'label_smoothing', 'average'):
             if not 0 <= getattr(self, name) < 1: raise ValueError(f'{name} should be in [0, 1), got {getattr(self, name)}')
-        for name in ('lr', 'weight_decay', 'clip', 'focal'):
-            if not 0 <= getattr(self, name) < math.inf: raise ValueError(f'{name} should be finite and not negative, got {getattr(self, name)}')
 
     def to_dict(self) -> dict:
         "As plain values, for JSON"

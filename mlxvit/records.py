@@ -21,7 +21,7 @@ LIMITS = { # field of any record -> least and largest value
     'depth': (1, 1_000), 'heads': (1, 4_096), 'mlp_ratio': (0, 256), 'cells': (1, 4_096), 'C': (0, 1_000_000),
     'convolution': (0, 101), 'vocabulary': (1, 10_000_000), 'length': (1, 65_536), 'tokens': (1, 65_536),
     'width': (1, 1_000_000), 'mixers': (0, 100), 'pad': (0, 10_000_000),
-    'epochs': (1, 1_000_000), 'batch_size': (1, 1_000_000), 'lr': (0, 1_000), 'weight_decay': (0, 1_000),
+    'epochs': (1, 1_000_000), 'batch_size': (1, 1_000_000), 'lr': (0, 1e30), 'weight_decay': (0, 1_000),
     'class_weights': (0, 1_000_000), 'focal': (0, 100), 'seed': (0, 2**31-1), 'clip': (0, 1e30),
     'valid': (0, 10_000_000), 'limit': (0, 1_000_000_000), 'shift': (0, 1_000), 'rotate': (0, 360),
     'scale': (0, 0.99), 'elastic': (0, 1_000), 'warps': (0, 65_536), 'rows': (1, 1_000), 'cols': (1, 1_000),
@@ -46,6 +46,7 @@ def check_value(
     if kind is str: return check_text(value, name)
     if kind is int: return check_number(value, Integral, 'a whole number', name)
     if kind is float: return check_number(value, Real, 'a number', name)
+    if is_dataclass(kind) and not isinstance(value, kind): raise ValueError(f'{name} should be a {kind.__name__}, got {said(value)}')
     return value
 
 def said(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 import numpy as np
 from .config import ACTIVATIONS, ViTConfig, from_dict
+from .records import check_fields
 
 # %% ../nbs/4_caption/14_sequences.ipynb #f1698b2c
 class Packed(NamedTuple):
@@ -71,8 +72,7 @@ class DecoderConfig:
     eps: float = 1e-6    # added to the variance in every norm
 
     def __post_init__(self):
-        for n in ('vocabulary', 'length', 'dim', 'depth', 'heads'):
-            if getattr(self, n) < 1: raise ValueError(f'{n} should be at least 1, got {getattr(self, n)}')
+        check_fields(self)
         if self.dim%self.heads: raise ValueError(f'{self.heads} heads do not divide a width of {self.dim}')
         if not 0 <= self.dropout < 1: raise ValueError(f'dropout should be in [0, 1), got {self.dropout}')
         if self.activation not in ACTIVATIONS: raise ValueError(f'unknown activation {self.activation!r}: choose one of {ACTIVATIONS}')
@@ -119,10 +119,8 @@ class CaptionerConfig(DecoderConfig):
     tail: ViTConfig|None = None # the encoder's last blocks, if they are trained further: as many as its depth
 
     def __post_init__(self):
+        if isinstance(self.tail, dict): object.__setattr__(self, 'tail', from_dict(ViTConfig, self.tail, 'tail'))
         super().__post_init__()
-        if isinstance(self.tail, dict): object.__setattr__(self, 'tail', from_dict(ViTConfig, self.tail))
-        if self.tokens < 1 or self.width < 1: raise ValueError(f'features should be at least one token of one number, got {self.tokens} of {self.width}')
-        if self.mixers < 0: raise ValueError(f'mixers should not be negative, got {self.mixers}')
         if self.tail and self.tail.dim != self.width: raise ValueError(f"the encoder's blocks are {self.tail.dim} wide, its features {self.width}")
 
 # %% ../nbs/4_caption/14_sequences.ipynb #db3cbb71

@@ -18,6 +18,7 @@ from .data.grids import GridBatches, fixed_grids
 from .data.layouts import EMPTY, FixedLayouts, Layout, LayoutBatches, vary
 from .data.mnist import Batches, Digits, Warps, load_digits, split_off
 from .fit import FitConfig
+from .records import check_fields
 from .images import prepare_canvas, prepare_digit, prepare_grid
 
 # %% ../nbs/5_ship/22_tasks.ipynb #4530f45c
@@ -33,6 +34,8 @@ class DigitData:
     scale: float = 0.1      # largest change of size, as a fraction
     elastic: float = 0.     # elastic distortion, pixels
     warps: int = 2048       # warps in the bank; 0: no augmentation
+
+    def __post_init__(self): check_fields(self)
 
 def train_and_held(
     data:DigitData, # which digits
@@ -112,8 +115,6 @@ class LayoutData(DigitData):
     turn: float = 0.        # largest rotation that is part of the task, degrees
     noise: float = 0.       # standard deviation of the noise on every pixel, of 255
     canvases: int = 25_000  # canvases an epoch
-
-    def __post_init__(self): object.__setattr__(self, 'size', tuple(self.size))
 
 def layout_of(
     data:LayoutData, # canvas and digits

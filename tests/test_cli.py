@@ -25,7 +25,7 @@ def test_help(mlxvit, args, words):
     (2, ['train', 'cats'], ['cats']),
     (2, ['train', 'digit', '--epochs', 'many'], ['epochs']),
     (2, ['train', 'digit', '--epoch_number', '3'], ['epoch_number']),
-    (1, ['train', 'digit', '--epochs', '0'], ['epochs and batch_size should be at least 1']),
+    (1, ['train', 'digit', '--epochs', '0'], ['epochs should be at least 1']),
     (1, ['train', 'digit', '--model.heads', '5'], ['5 heads do not divide a width of 64']),
     (1, ['train', 'digit', '--model.patch_size', '6'], ['patches of 6 px do not tile']),
     (1, ['train', 'digit', '--schedule', 'stairs'], ["unknown schedule 'stairs'", 'cosine']),
@@ -36,7 +36,7 @@ def test_help(mlxvit, args, words):
     (2, ['train', 'digit', '--track', 'paper'], ['paper', 'wandb-offline']),
     (1, ['train', 'digit', '--resume'], ['no checkpoint at']),
     (1, ['train', 'digit', '--model.C', '5'], ['the data needs model.C=10, got 5']),
-    (1, ['train', 'grid', '--data.rows', '0'], ['at least 1 each way', '(0, 2)']),
+    (1, ['train', 'grid', '--data.rows', '0'], ['rows should be at least 1, got 0']),
     (1, ['train', 'grid', '--data.cols', '3', '--model.cells', '[2,2]'], ['the data needs model.cells=(2, 3), got (2, 2)']),
     (1, ['train', 'grid', '--model.patch_size', '14', '--model.head', 'sum'], ["unknown head 'sum'"]),
     (1, ['train', 'grid', '--model.patch_size', '56'], ['2×2 cells do not divide 1×1 patches']),
@@ -98,7 +98,7 @@ def test_flags_win_over_yaml(mlxvit, tmp_path):
     assert (config['fit']['epochs'], config['model']['dim'], config['model']['depth']) == (1, 16, 1)
 
 
-@pytest.mark.parametrize('yaml, words', [('epochs: lots\n', 'epochs'), ('epoch: 3\n', 'epoch'), ('epochs: [\n', 'config')])
+@pytest.mark.parametrize('yaml, words', [('epochs: lots\n', 'epochs'), ('epoch: 3\n', 'epoch'), ('epochs: [\n', 'c.yaml is no YAML')])
 def test_a_bad_yaml_is_a_usage_error(mlxvit, tmp_path, yaml, words):
     (tmp_path/'c.yaml').write_text(yaml)
     p = mlxvit('train', 'digit', '--config', tmp_path/'c.yaml', cwd=tmp_path)
