@@ -1,5 +1,5 @@
 "Frozen encoders and feature files under what no notebook can show: kill -9, a full disk, files of other encoders, damaged images, no network"
-import io, os, signal, socket, subprocess, sys, time
+import io, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -134,6 +134,47 @@ def test_an_unfinished_file_that_was_cut_is_not_gone_on_with(tmp_path):
     os.truncate(tmp_path/'a.features', 50)
     with pytest.raises(FeatureError, match='does not hold the 4 images that its record promises'): Writer(tmp_path/'a.features', {}, (6, 3, 4))
     assert (tmp_path/'a.features').stat().st_size == 50
+
+
+HOSTILE = {'shape': [[1, 2], [6, 3, '4'], [6, 3, True], [0, 3, 4], [2**40, 3, 4], [6, 3, 10**30], None], 'done': [7, -1, 1.5, '6', None, True], 'crc': [-1, 2**32, 'a', None], 'key': [[], None, 'encoder'], 'format': ['mlxvit features 9', None], 'more': [1]}
+
+
+@pytest.mark.parametrize('field', HOSTILE)
+def test_a_record_from_elsewhere_is_checked(field, tmp_path):
+    with Writer(tmp_path/'a.features', {}, (6, 3, 4)) as w: w.append(np.ones((6, 3, 4), '<f2'))
+    whole = json.loads((tmp_path/'a.json').read_text())
+    for value in HOSTILE[field]:
+        (tmp_path/'a.json').write_text(json.dumps({**whole, field: value}))
+        for f in (lambda: Features(tmp_path/'a.features'), lambda: Writer(tmp_path/'a.features', {}, (6, 3, 4))):
+            with pytest.raises(FeatureError, match='a.json is (damaged|no record of features)') as error: f()
+            assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text, words', [('['*100_000, 'nested too deeply'), (' '*2**21, 'bytes; at most'), ('{"done": NaN}', 'damaged'), ('{"done": ' + '9'*6000 + '}', 'damaged'), ('[]', 'should hold a JSON object'), ('{"key": ' + '{"a":'*20 + '1' + '}'*21, 'nested 21 deep')])
+def test_a_record_that_is_too_much(text, words, tmp_path):
+    (tmp_path/'a.json').write_text(text)
+    with pytest.raises(FeatureError, match=words): read_record(tmp_path/'a.json')
+
+
+def test_a_record_of_another_shape(tmp_path):
+    with Writer(tmp_path/'a.features', {}, (6, 3, 4)) as w: w.append(np.ones((2, 3, 4), '<f2'))
+    with pytest.raises(FeatureError, match=r'a.json belongs to features of the shape \[6, 3, 4\], asked for were \[6, 4, 3\]'): Writer(tmp_path/'a.features', {}, (6, 4, 3))
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='named pipes')
+def test_a_pipe_is_no_feature_file(tmp_path):
+    with Writer(tmp_path/'a.features', {}, (6, 3, 4)) as w: w.append(np.ones((6, 3, 4), '<f2'))
+    (tmp_path/'a.features').unlink(); os.mkfifo(tmp_path/'a.features')
+    for f in (lambda: Features(tmp_path/'a.features'), lambda: Writer(tmp_path/'a.features', {}, (6, 3, 4))):
+        with pytest.raises(FeatureError, match='not a regular file'): f()
+
+
+def test_a_finished_file_is_compared_when_it_is_opened(encoder, whole, tmp_path):
+    for suffix in ('.features', '.json'): (tmp_path/f'{whole.path.stem}{suffix}').write_bytes(whole.path.with_suffix(suffix).read_bytes())
+    assert (cache_features(encoder, IMAGES, 'noise', tmp_path, progress=False)[:] == whole[:]).all()
+    with open(tmp_path/whole.path.name, 'r+b') as f: f.seek(700_000); f.write(b'\1')
+    with pytest.raises(FeatureError, match='is damaged: checksum .*; delete it and its .json'): cache_features(encoder, IMAGES, 'noise', tmp_path, progress=False)
+    assert len(cache_features(encoder, IMAGES, 'noise', tmp_path, progress=False, verify=False)) == N
 
 
 def as_file(image, kind, **options): f = io.BytesIO(); image.save(f, kind, **options); return f.getvalue()

@@ -1,15 +1,17 @@
 "Captioning sets as they come: every layout gives the same photos, every broken file is counted, every wrong request is told what there is"
-import io, json, os, re, shutil, struct, subprocess, sys, warnings, zlib
+import csv, io, json, os, re, shutil, socket, struct, subprocess, sys, tempfile, time, unicodedata, warnings, zlib
 from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
 from mlxvit.data.photos import Photos, as_jpeg, check_photos, draw_shapes, load_photos, write_parquet
-from mlxvit.data.tables import SourceError, find_files, read_tables
+from mlxvit.data import paths, unpack
+from mlxvit.data.tables import SourceError, find_files, read_tables, spelled_list
 from mlxvit.images import MAX_BYTES, ImageError
 from mlxvit.metrics import cider, most_common_caption
 
 datasets = pytest.importorskip('datasets', reason='Parquet and the hub need `pip install datasets`')
+import pandas
 IMAGES, CAPTIONS = draw_shapes(8, seed=1, size=64)
 STORED = [as_jpeg(i) for i in IMAGES]
 NAMES = [f'{i:03}.jpg' for i in range(8)]
@@ -330,6 +332,268 @@ def test_empty_and_doubled_folders(load, tmp_path):
     with pytest.raises(SourceError, match='give the file itself'): load(tmp_path/'two')
     assert len(load(tmp_path/'two'/'dataset_coco.json')) == 5
     with pytest.raises(SourceError, match='no folder and no file'): load(tmp_path/'absent')
+
+
+# ---- names as people write them
+
+WRITTEN = {'backslash': ('images/1.jpg', r'images\1.jpg'), 'ending in capitals': ('1.JPG', '1.jpg'), 'capitals': ('Images/A.jpg', 'images/a.JPG'), 'jpeg for jpg': ('1.jpg', '1.jpeg'), 'tiff for tif': ('1.tif', '1.tiff'),
+           'no ending': ('1000_693b.jpg', '1000_693b'), 'no ending, in a folder': ('images/1.jpg', 'images/1'), '%20': ('images/1 a.jpg', 'images/1%20a.jpg'), '%20 on the disk': ('1%20a.jpg', '1 a.jpg'), 'plus': ('1 a.jpg', '1+a.jpg'),
+           'blanks around': ('1.jpg', ' 1.jpg '), 'quotes around': ('1.jpg', "'1.jpg'"), 'dot and slash': ('1.jpg', './1.jpg'), 'doubled slashes': ('images/1.jpg', 'images//1.jpg'), 'the root of the set': ('images/1.jpg', '/images/1.jpg'),
+           'NFC for NFD': (unicodedata.normalize('NFD', 'é.jpg'), 'é.jpg'), 'NFD for NFC': ('é.jpg', unicodedata.normalize('NFD', 'é.jpg')), 'another machine': ('images/1.jpg', r'C:\Users\me\set\images\1.jpg'), 'another root': ('images/1.jpg', '/home/me/set/images/1.jpg'),
+           'a number': ('1.jpg', 1), 'a number with zeros': ('000000000139.jpg', 139), 'a float of pandas': ('1.jpg', 1.0)}
+
+
+@pytest.mark.parametrize('file, said', WRITTEN.values(), ids=WRITTEN)
+@pytest.mark.parametrize('kind', ['json', 'csv'])
+def test_a_name_is_found_however_it_is_written(file, said, kind, load, tmp_path):
+    image_folder(tmp_path, [file, 'images/other.jpg'], STORED)
+    if kind == 'json': (tmp_path/'t.jsonl').write_text(json.dumps(dict(image=said, captions='One .')))
+    else: (tmp_path/'t.csv').write_text(f'image,captions\n"{said}",One .\n', 'utf-8')
+    assert load(tmp_path).stored(0) == STORED[0]
+
+
+@pytest.mark.parametrize('files, said', [(['1.jpg', '1.png'], '1'), (['a/1.jpg', 'b/1.jpg'], '1.jpg'), (['1.JPG', '1.Jpg'], '1.jpg'), (['01.jpg', '001.jpg'], 1)])
+def test_a_name_that_fits_two_files_is_not_guessed(files, said, load, tmp_path):
+    image_folder(tmp_path, files, STORED)
+    (tmp_path/'t.jsonl').write_text(json.dumps(dict(image=said, captions='One .')))
+    with pytest.raises(SourceError, match='could be any of 2 files, such as') as error: load(tmp_path)
+    assert all(f in str(error.value) for f in files)
+
+
+def test_the_folder_in_a_name_decides(load, tmp_path):
+    image_folder(tmp_path, ['a/1.JPG', 'b/1.jpg'], STORED)
+    (tmp_path/'t.jsonl').write_text(json.dumps(dict(image='a/1.jpg', captions='One .')))
+    assert load(tmp_path).stored(0) == STORED[0]
+
+
+# ---- tables stay in their folder
+
+def leave(set_, secret):
+    "Names that lead out of a set, each in its own way"
+    os.symlink(secret/'p.jpg', set_/'link.jpg'); os.symlink(secret, set_/'linked')
+    return ['../secret/p.jpg', str(secret/'p.jpg'), 'link.jpg', 'linked/p.jpg', 'images/../../secret/p.jpg', '%2e%2e/secret/p.jpg', r'..\secret\p.jpg', ' ../secret/p.jpg', f'file://{secret}/p.jpg', '/etc/passwd', '/proc/self/environ', '/dev/zero', '//host/share/p.jpg']
+
+
+@pytest.mark.parametrize('kind', ['text', 'parquet', 'dictionary', 'datasets', 'records'])
+def test_no_file_outside_of_the_folder_is_opened(kind, load, tmp_path, monkeypatch):
+    secret, set_ = tmp_path/'secret', tmp_path/'set'
+    image_folder(secret, ['p.jpg'], STORED); image_folder(set_/'images', ['1.jpg'], STORED[1:])
+    names = ['images/1.jpg', *leave(set_, secret)]
+    said, source = ['One .']*len(names), set_
+    cells = [dict(bytes=None, path=n) for n in names] if kind in ('dictionary', 'datasets') else names
+    if kind == 'text': (set_/'t.jsonl').write_text(lines(dict(image=n, captions='One .') for n in names))
+    elif kind in ('parquet', 'dictionary'):
+        import pyarrow as pa, pyarrow.parquet as pq
+        pq.write_table(pa.table(dict(image=cells, captions=said)), set_/'t.parquet')
+    elif kind == 'datasets': source = datasets.Dataset.from_dict(dict(image=cells, captions=said), features=features(image='image', captions='string'))
+    else: source = [dict(image=n, captions='One .') for n in names]
+    monkeypatch.chdir(set_)
+    opened, real = [], os.open
+    monkeypatch.setattr(os, 'open', lambda path, *a, **kw: opened.append(str(path)) or real(path, *a, **kw))
+    with pytest.warns(UserWarning, match='13 outside the folder of 14 photos; the first is') as heard: photos = load(source)
+    assert photos.skipped == {'outside the folder': 13} and photos.stored(0) == STORED[1] and len(heard) == 1
+    assert '--data.outside true' in str(heard[0].message) and '\n' not in str(heard[0].message)
+    assert not [p for p in opened if 'secret' in p or p.startswith(('/etc', '/proc', '/dev'))]
+    with pytest.warns(UserWarning, match='left out'): photos = load(source, outside=True)
+    assert [photos.stored(i) for i in range(len(photos))] == [STORED[1]] + [STORED[0]]*8
+
+
+def test_links_of_tables_and_split_lists_stay_inside(load, tmp_path):
+    captions_txt(tmp_path/'elsewhere'); token_file(tmp_path/'set')
+    lists = tmp_path/'set'/'Flickr8k_text'/'Flickr_8k.trainImages.txt'
+    lists.rename(tmp_path/'list.txt'); lists.symlink_to(tmp_path/'list.txt')
+    with pytest.raises(SourceError, match='trainImages.txt lies outside of'): load(tmp_path/'set')
+    (tmp_path/'linked').mkdir(); (tmp_path/'linked'/'captions.txt').symlink_to(tmp_path/'elsewhere'/'captions.txt')
+    with pytest.raises(SourceError, match='captions.txt lies outside of'): load(tmp_path/'linked')
+    assert len(load(tmp_path/'set', outside=True)) == 5
+
+
+def test_a_file_exchanged_for_a_link_is_not_followed(tmp_path, monkeypatch):
+    "Between the look at its place and its opening"
+    image_folder(tmp_path/'set'/'images', ['1.jpg'], STORED); image_folder(tmp_path/'secret', ['1.jpg'], STORED[1:])
+    real = paths.is_inside
+    def exchange(folder, path):
+        inside = real(folder, path)
+        if (tmp_path/'set'/'images').is_dir() and not (tmp_path/'set'/'images').is_symlink():
+            shutil.move(tmp_path/'set'/'images', tmp_path/'gone'); (tmp_path/'set'/'images').symlink_to(tmp_path/'secret')
+        return inside
+    path, folder = tmp_path/'set'/'images'/'1.jpg', os.path.realpath(tmp_path/'set')
+    monkeypatch.setattr(paths, 'is_inside', exchange)
+    with pytest.raises(ImageError, match='cannot be opened'): paths.open_inside(folder, path)
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='named pipes')
+def test_pipes_are_no_photos_and_no_tables(load, tmp_path):
+    image_folder(tmp_path, ['1.jpg'], STORED); os.mkfifo(tmp_path/'2.jpg'); os.mkfifo(tmp_path/'a.jsonl')
+    (tmp_path/'t.jsonl').write_text(lines(dict(image=n, captions='One .') for n in ('1.jpg', '2.jpg')))
+    with pytest.warns(UserWarning, match='1 not a file'): assert load(tmp_path).names == ['1.jpg']
+
+
+# ---- cells as people have them
+
+LISTS = {'Python': """['a dog runs', "a dog's tail"]""", 'a tuple': """('a dog runs', "a dog's tail")""", 'JSON': '["a dog runs", "a dog\'s tail"]', 'NumPy': """['a dog runs'\n "a dog's tail"]"""}
+
+
+@pytest.mark.parametrize('text', LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize('kind', ['csv', 'jsonl', 'parquet'])
+def test_a_cell_that_spells_a_list_is_one(text, kind, load, tmp_path):
+    image_folder(tmp_path, ['1.jpg'], STORED)
+    row = dict(image='1.jpg', captions=text)
+    if kind == 'csv':
+        with open(tmp_path/'t.csv', 'w', newline='') as f: csv.writer(f).writerows([list(row), list(row.values())])
+    elif kind == 'jsonl': (tmp_path/'t.jsonl').write_text(json.dumps(row))
+    else: parquet(tmp_path/'t.parquet', {k: [v] for k,v in row.items()}, image='string', captions='string')
+    assert load(tmp_path).captions == [['a dog runs', "a dog's tail"]]
+
+
+@pytest.mark.parametrize('text', ['[__import__("os").getcwd()]', "['a', 1]", "[['a'], ['b']]", "['a'", '['*3000, "{'a'}", '[a dog] runs', "[f'{1}']", "[b'a']"])
+def test_what_only_looks_like_a_list_stays_a_text(text):
+    assert spelled_list(text) == text
+
+
+@pytest.mark.parametrize('cell, why, words', [('NaN', 'empty captions', 'nothing where a caption should be'), ('null', 'empty captions', 'nothing where a caption should be'), ('7', 'not captions', 'got a int: 7'), ('true', 'not captions', 'got a bool: True'),
+                                              ('{"x": 1}', 'not captions', 'looked for under'), ('"\\ud800"', 'not captions', 'half a character'), ('[[7]]', 'not captions', 'got a int: 7')])
+def test_a_cell_without_a_caption_is_counted_and_named(cell, why, words, load, tmp_path):
+    image_folder(tmp_path, ['1.jpg', '2.jpg'], STORED)
+    (tmp_path/'t.jsonl').write_text(f'{{"image": "2.jpg", "captions": "One ."}}\n{{"image": "1.jpg", "captions": {cell}}}\n')
+    with pytest.warns(UserWarning, match=f'left out .*1 {why}.*; the first is t.jsonl, row 2: .*{words}'): photos = load(tmp_path)
+    assert photos.skipped == {why: 1, 'without a caption': 1} and photos.names == ['2.jpg']
+
+
+def test_one_photo_that_is_none_does_not_end_the_load(load, tmp_path):
+    image_folder(tmp_path, ['1.jpg', '2.jpg'], STORED)
+    (tmp_path/'t.jsonl').write_text(lines(dict(image=i, captions='One .') for i in ('1.jpg', ['1.jpg', '2.jpg'], {'x': 1}, True, None, ['2.jpg'])))
+    with pytest.warns(UserWarning, match='2 not a photo, 2 empty files'): assert len(load(tmp_path)) == 2
+
+
+# ---- what people hold in their hands
+
+def beside(at):
+    image_folder(at, ['1.jpg'], STORED); (at/'1.txt').write_text('One .')
+
+def tabs(at):
+    image_folder(at, ['1.jpg'], STORED); (at/'a.tsv').write_text('image\tcaptions\n1.jpg\tOne .\n')
+
+def semicolons(at):
+    image_folder(at, ['1.jpg'], STORED); (at/'a.csv').write_text('sep=;\nimage;captions\n1.jpg;One .\n')
+
+def saved_set(at): datasets.Dataset.from_dict(dict(image=cells([0]), captions=['One .']), features=features(image='image', captions='string')).save_to_disk(at)
+
+def frame(orient):
+    def write(at):
+        image_folder(at, ['1.jpg'], STORED)
+        pandas.DataFrame(dict(image=['1.jpg'], captions=['One .'])).to_json(at/'a.json', orient=orient)
+    return write
+
+
+HELD = {'beside': beside, 'tabs': tabs, 'semicolons': semicolons, 'saved': saved_set, **{f'to_json {o}': frame(o) for o in ('records', 'columns', 'index', 'split', 'table')}}
+
+
+@pytest.mark.parametrize('write', HELD.values(), ids=HELD)
+def test_files_as_programs_write_them(write, load, tmp_path):
+    write(tmp_path/'set')
+    photos = load(tmp_path/'set')
+    assert photos.captions == [['One .']] and photos.stored(0) == STORED[0]
+
+
+def test_objects_in_memory(load, tmp_path, monkeypatch):
+    image_folder(tmp_path, ['1.jpg'], STORED); monkeypatch.chdir(tmp_path)
+    listed = datasets.Dataset.from_dict(dict(image=[cells([0])], captions=['One .'])).cast_column('image', datasets.List(datasets.Image()))
+    for source in (pandas.DataFrame(dict(image=['1.jpg'], captions=['One .'])), pandas.DataFrame(dict(image=[1], captions=['One .'])), [dict(image=Path('1.jpg'), captions='One .')], [dict(image=STORED[0], captions='One .')], dict(image=['1.jpg'], captions=['One .']), listed):
+        assert load(source).stored(0) == STORED[0]
+
+
+def test_a_saved_set_of_splits(load, tmp_path):
+    one = lambda i: datasets.Dataset.from_dict(dict(image=cells([i]), captions=[f'{i} .']), features=features(image='image', captions='string'))
+    datasets.DatasetDict(train=one(0), test=one(1)).save_to_disk(tmp_path/'both'); one(2).save_to_disk(tmp_path/'one')
+    assert load(tmp_path/'both', 'test').captions == [['1 .']] and load(tmp_path/'both').captions == [['0 .']] and load(tmp_path/'one').captions == [['2 .']]
+
+
+def test_what_cannot_be_read_says_what_to_do(load, tmp_path):
+    stream = datasets.Dataset.from_dict(dict(image=['1.jpg'], captions=['One .'])).to_iterable_dataset()
+    (tmp_path/'tar').mkdir(); (tmp_path/'tar'/'0.tar').write_bytes(b''); (tmp_path/'zip').mkdir(); (tmp_path/'zip'/'images.zip').write_bytes(b'PK'); (tmp_path/'zip'/'metadata.jsonl').write_text('{"file_name": "1.jpg", "captions": "One ."}')
+    for source, words in ((stream, r'gather some of it first, as in list\(stream.take\(1000\)\)'), (iter([]), 'gather some of it first'), (tmp_path/'tar', '0.tar should be unpacked first'), (7, 'expected a folder'), ([], 'an empty list'), ('x'*5000, 'cannot be a path')):
+        with pytest.raises(SourceError, match=words): load(source)
+    with pytest.warns(UserWarning), pytest.raises(SourceError, match='images.zip should be unpacked first'): load(tmp_path/'zip', image='file_name')
+
+
+# ---- Parquet within limits
+
+def bombs(n=500_000):
+    "Small files that unpack to much, each in its own way"
+    import pyarrow as pa
+    word, many = pa.array(['x'*200]*n), pa.array(['a.png']*n)
+    yield 'dictionaries', dict(image=many.dictionary_encode(), captions=word.dictionary_encode()), 'unpacks to more than'
+    yield 'repeated', dict(image=many, captions=word), 'unpacks to more than'
+    yield 'one list', dict(image=['a.png'], captions=[['x'*200]*n]), 'bytes of memory at once|unpacks to more than'
+    yield 'one page', dict(image=['a.png'], captions=['x'*80_000_000]), 'unpacks to more than'
+    yield 'nothings', dict(image=['a.png'], captions=pa.array([[None]*2_000_000])), 'bytes of memory at once|unpacks to more than'
+    yield 'rows', dict(image=pa.nulls(20_000_001)), 'at most 20,000,000 are read'
+    yield 'columns', {f'c{i}': [1] for i in range(1200)}, 'at most 1,000 are read'
+
+
+def test_a_small_file_that_unpacks_to_much_is_refused(load, tmp_path):
+    "In one line, within seconds, and nothing is left on the disk"
+    import pyarrow as pa, pyarrow.parquet as pq
+    for name, columns, words in bombs():
+        pq.write_table(pa.table(columns), tmp_path/'train.parquet', compression='zstd')
+        del columns
+        start = time.monotonic()
+        with pytest.raises(SourceError, match=f'train.parquet cannot be read as Parquet: .*({words})') as error: load(tmp_path, cache=tmp_path/'cache')
+        assert '\n' not in str(error.value) and time.monotonic() - start < 30, name
+        assert sum(f.stat().st_size for f in (tmp_path/'cache').rglob('*') if f.is_file()) == 0, name
+
+
+def test_a_limit_can_be_set(load, tmp_path):
+    write_parquet(tmp_path, STORED, CAPTIONS)
+    with pytest.raises(SourceError, match='unpacks to more than 1,000 bytes'): load(tmp_path, unpacked=1000)
+
+
+def test_a_library_that_crashes_costs_one_line(load, tmp_path, monkeypatch):
+    write_parquet(tmp_path, STORED, CAPTIONS)
+    greedy = 'import json, sys; sys.path[:] = json.loads(sys.argv[2]); from mlxvit.data.unpack import limit_process; limit_process(2**29, 9, 99); bytearray(2**30)'
+    for command, words in ((greedy, 'MemoryError'), ('import os; os.abort()', 'makes the library crash'), ('raise SystemExit(3)', 'could not be unpacked'), ('import sys; sys.exit("no such module")', 'no such module')):
+        monkeypatch.setattr(unpack, 'COMMAND', command)
+        with pytest.raises(SourceError, match=f'train.parquet cannot be read as Parquet: .*{words}'): load(tmp_path, cache=tmp_path/'cache')
+
+
+def test_local_sets_need_no_network(load, tmp_path, monkeypatch):
+    def refuse(*_, **__): raise AssertionError('a local set asks for the network')
+    write_parquet(tmp_path/'parquet', STORED, CAPTIONS); saved_set(tmp_path/'saved')
+    for name in ('connect', 'connect_ex', 'sendto'): monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+    assert len(load(tmp_path/'parquet')) == 8 and len(load(tmp_path/'saved')) == 1
+
+
+def test_only_what_is_needed_is_unpacked(load, tmp_path):
+    parquet(tmp_path/'train.parquet', dict(image=cells([0]), captions=['One .'], notes=['x'*10_000]), image='image', captions='string', notes='string')
+    assert len(load(tmp_path, cache=tmp_path/'cache')) == 1
+    copy, = (tmp_path/'cache').rglob('*.arrow')
+    assert copy.stat().st_size < 8_000
+    with pytest.raises(SourceError, match="no column 'photo'; there are: image, captions, notes"): load(tmp_path, image='photo')
+
+
+WRONG_TEXT = {'deep': ('t.json', '['*100_000, 'nested too deeply'), 'a number': ('t.json', '[' + '9'*10_000 + ']', 'damaged'), 'twice': ('t.json', '[{"a": 1, "a": 2}]', 'stands twice'), 'keys': ('t.json', json.dumps([{f'k{i}': 1} for i in range(2000)]), '2,000 columns'),
+              'columns': ('t.csv', ','.join(f'c{i}' for i in range(2000)) + '\n1\n', '2,000 columns'), 'header': ('t.csv', 'image,captions,image\n', "says 'image' twice"), 'field': ('t.csv', 'image,captions\n1.jpg,' + 'x'*200_000, 'field limit'),
+              'lists': ('t.json', '[' + '{},'*3_000_001 + '{}]', 'more than 3,000,000 lists'), 'line': ('t.jsonl', '{"image": "1.jpg"}\n[]', 'line 2 should hold a JSON object'), 'UTF-16': ('t.csv', 'image,captions\n'.encode('utf-16'), 'is not UTF-8')}
+
+
+@pytest.mark.parametrize('name, text, words', WRONG_TEXT.values(), ids=WRONG_TEXT)
+def test_a_text_that_is_too_much_is_refused(name, text, words, load, tmp_path):
+    (tmp_path/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SourceError, match=words) as error: load(tmp_path)
+    assert '\n' not in str(error.value)
+
+
+def test_mutated_tables_and_feature_files():
+    "A few of the mutations that `python tests/fuzz_tables.py 3000` tries by the thousand"
+    import fuzz_tables
+    outcomes = set()
+    for _, (_, files) in zip(range(60), fuzz_tables.mutations(np.random.default_rng(5))):
+        with tempfile.TemporaryDirectory() as folder:
+            fuzz_tables.write(folder, files)
+            outcomes.add(fuzz_tables.check(folder) == 'read')
+    assert outcomes == {True, False}
 
 
 # ---- the hub
