@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint, CheckpointError, check_weights
 from .config import from_dict
 from .encoders import ASSETS
 from .features import first_difference
+from .fit import FitConfig
 from .generate import Choice
 from .sequences import captioner_shapes
 from .tasks import choose_framework
@@ -44,8 +45,9 @@ class CaptionReader:
         self.material = Material(Tokenizer.from_json(config['tokenizer']), self.encoder, self.model.length)
         if len(self.material.words) != self.model.vocabulary: raise CheckpointError(f'{where} has a tokenizer of {len(self.material.words)} tokens, its captioner knows {self.model.vocabulary}')
         check_weights(checkpoint.weights, captioner_shapes(self.model), f'{where}/model.safetensors')
-        self.learner = task.learner(self.framework).build(self.model)
+        self.learner = task.learner(self.framework).build(self.model, FitConfig(average=0.)) # one set of weights: those to write with
         self.learner.load(checkpoint.weights)
+        self.learner.model.eval()
 
     def prepare(self,
         images:Any, # an image of any kind that the encoder takes, or a list of them

@@ -8,7 +8,7 @@ __all__ = ['DIGITS', 'GRAMMAR', 'BARS', 'READING', 'SCENE', 'PHOTOS', 'ENCODERS'
            'read_right', 'ReadingFeatures', 'reading_batches', 'reading_set', 'reading_exam', 'SceneData',
            'scene_tokens', 'scene_material', 'SceneFeatures', 'scene_set', 'scene_batches', 'scene_exam', 'PhotoData',
            'photos_of', 'photo_words', 'photo_encoder', 'photo_material', 'caption_tokens', 'photo_features', 'Chosen',
-           'photo_batches', 'photo_exam', 'photo_baselines', 'extras', 'caption_task']
+           'unit_of', 'photo_batches', 'photo_exam', 'photo_baselines', 'extras', 'caption_task']
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #c175b91f
 import importlib
@@ -30,7 +30,7 @@ from .records import check_fields
 from .rewards import CiderD, RewardBatches
 from .sequences import CaptionerConfig
 from .tasks import TASKS, DigitData, LayoutData, Task, layout_of, test_digits, train_and_held
-from .text import Tokenizer, take, train_bpe, train_words, vocabulary
+from .text import Tokenizer, take, train_bpe, train_characters, train_words, vocabulary
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #56023351
 class Material(NamedTuple):
@@ -290,11 +290,13 @@ class PhotoData:
     mirror: bool = True        # learn from the mirrored photographs, too?
     drafts: int = 0            # captions of each photograph that the model writes itself, to learn from their scores; 0: learn from people's captions
     temperature: float = 0.5   # of these drafts: below 1 they are closer to what the model would write greedily
-    tokens: str = 'words'      # 'words', 'bpe', or a tokenizer: a folder, or owner/model@revision of the hub
+    tokens: str = 'words'      # 'words', 'bpe', 'characters' (languages without spaces), or a tokenizer: a folder, or owner/model@revision of the hub
     least: int = 3             # 'words': how often a word must be met to get a token
     size: int = 4000           # 'bpe': tokens in all
     length: int = 24           # most tokens of a caption, bos and eos included; longer ones are left out
     cache: str = 'runs/features' # folder of feature files
+    outside: bool = False      # may names and links lead out of the folder of the set?
+    verify: bool = True        # compare the checksum of a finished feature file when it is opened?
 
     def __post_init__(self): check_fields(self)
 
@@ -307,7 +309,7 @@ def photos_of(
     split:str,      # which part
 ) -> Photos:
     "The photographs of a split"
-    return load_photos(data.source, split, data.image, data.captions, limit=data.limit if split == data.train else 0, **BARS)
+    return load_photos(data.source, split, data.image, data.captions, limit=data.limit if split == data.train else 0, outside=data.outside, **BARS)
 
 @lru_cache(2)
 def photo_words(
@@ -316,6 +318,7 @@ def photo_words(
     "The tokenizer, trained on the training captions or borrowed"
     texts = lambda: [text for captions in photos_of(data, data.train).captions for text in captions]
     if data.tokens == 'words': return train_words(texts(), data.least)
+    if data.tokens == 'characters': return train_characters(texts(), data.least)
     return train_bpe(texts(), data.size) if data.tokens == 'bpe' else take(data.tokens)
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #b452697f
@@ -367,7 +370,7 @@ def photo_features(
     encoder:Encoder|None=None, # of a checkpoint; None: that of the data
 ) -> Any: # (n, S, M)
     "Features of photographs, from their file or computed into it"
-    return cache_features(encoder or photo_encoder(data), photos, photos.fingerprint, data.cache, mirror, **BARS)
+    return cache_features(encoder or photo_encoder(data), photos, photos.fingerprint, data.cache, mirror, verify=data.verify, **BARS)
 
 class Chosen:
     "Some rows of features"
@@ -376,12 +379,19 @@ class Chosen:
     def __getitem__(self, i:Any) -> np.ndarray: return self.features[self.at[i]]
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #e4b7e71e
+def unit_of(
+    data:PhotoData, # how captions are cut
+) -> str:
+    "What scores compare"
+    return 'characters' if data.tokens == 'characters' else 'words'
+
 def photo_batches(
     data:PhotoData, # photographs, encoder, tokenizer
     fit:FitConfig,  # batch size and seed
 ) -> tuple[FeatureBatches|RewardBatches, Exam]: # to train on, to choose by
     "Features of the training photographs with their captions, and those held out"
     if data.drafts and fit.label_smoothing: raise ValueError(f'drafts are weighed word by word, and smoothing would pay for words that were not written: label_smoothing should be 0, got {fit.label_smoothing}')
+    if data.drafts and unit_of(data) != 'words': raise ValueError("drafts are scored by their words: tokens='characters' has none; learn from people's captions, drafts=0")
     photos, m = photos_of(data, data.train), photo_material(data)
     tokens, kept = caption_tokens(m.words, photos.captions, data.length)
     features = tuple(photo_features(data, photos, mirror) for mirror in (False, True)[:1+data.mirror])
@@ -402,7 +412,7 @@ def photo_exam(
     if len(photos) < 2: raise ValueError(f'{split or data.exam} has {len(photos)} photograph: at least 2 are needed, since CIDEr weighs words by how many photographs they are said of')
     if (mute := next((i for i, some in enumerate(references) if not some), None)) is not None: raise ValueError(f'{photos.names[mute]} in {split or data.exam} has no caption with a word in it: leave it out')
     features = photo_features(data, photos, encoder=m.encoder)
-    return Exam(m, features, tokens, lambda captions: caption_scores(captions, references), forced=Chosen(features, kept))
+    return Exam(m, features, tokens, lambda captions: caption_scores(captions, references, by=unit_of(data)), forced=Chosen(features, kept))
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #6373c0b6
 def photo_baselines(
@@ -413,8 +423,8 @@ def photo_baselines(
     train, photos = photos_of(data, data.train), photos_of(data, split or data.exam)
     mean = lambda features: np.concatenate([np.asarray(features[i:i+250], np.float32).mean(1) for i in range(0, len(features), 250)])
     near = nearest_captions(mean(photo_features(data, train)), train.captions, mean(photo_features(data, photos)))
-    common = [most_common_caption(train.captions)]*len(photos)
-    return {'most common caption': caption_scores(common, photos.captions), 'nearest photograph': caption_scores(near, photos.captions)}
+    common = [most_common_caption(train.captions, by=unit_of(data))]*len(photos)
+    return {name: caption_scores(answers, photos.captions, by=unit_of(data)) for name, answers in {'most common caption': common, 'nearest photograph': near}.items()}
 
 # %% ../nbs/5_ship/22_caption_tasks.ipynb #8cdeef7d
 def extras(

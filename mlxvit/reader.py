@@ -15,6 +15,7 @@ from PIL import Image
 from .checkpoint import Checkpoint, CheckpointError, check_weights, has_checkpoint, load_checkpoint
 from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
 from .data.mnist import normalise
+from .fit import FitConfig
 from .tasks import TASKS, choose_framework, learner_class
 
 # %% ../nbs/5_ship/22_reader.ipynb #a23623d2
@@ -76,8 +77,9 @@ class Reader:
         check_weights(checkpoint.weights, parameter_shapes(self.model), f'{where}/model.safetensors')
         trained = self.model
         if size: self.model = resized(trained, tuple(size))
-        self.learner = learner_class(self.framework).build(self.model)
+        self.learner = learner_class(self.framework).build(self.model, FitConfig(average=0.)) # one set of weights: those to read with
         self.learner.load(resize_positions(checkpoint.weights, trained, self.model))
+        self.learner.model.eval()
 
     def prepare(self,
         images:Images, # uint8 (H, W) or (B, H, W), a PIL image, a path, or a list of these
@@ -127,7 +129,11 @@ def load(
     size:tuple[int,int]|None=None, # (H, W) of the images to read, if not those it was trained on
     encoder:str='', # of a captioner: where its encoder is now, if not where it was
 ) -> Any: # a `Reader`, or a `CaptionReader` where there are captions to write
-    "Load a model, shipped or your own"
+    """Load a model, shipped or your own
+
+    Any number of threads may ask a reader at once, also while another thread trains or loads. In a process that was
+    forked from this one, PyTorch's readers go on, on one core; MLX's raise: start such processes by the 'spawn' method,
+    and load there."""
     folder = find(source)
     checkpoint = load_checkpoint(folder)
     if 'tokenizer' not in checkpoint.config:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Packed', 'pack', 'packed_mask', 'whole', 'DecoderConfig', 'linear_shapes', 'norm_shapes', 'decoder_shapes',
-           'CaptionerConfig', 'block_shapes', 'captioner_shapes', 'check_tokens']
+           'CaptionerConfig', 'block_shapes', 'captioner_shapes', 'check_tokens', 'check_captions']
 
 # %% ../nbs/4_caption/14_sequences.ipynb #231cfb3e
 from dataclasses import asdict, dataclass
@@ -156,4 +156,28 @@ def check_tokens(
 ):
     "Raise unless a decoder knows all tokens and has room for them"
     if tokens.shape[-1]-1 > config.length: raise ValueError(f'captions of {tokens.shape[-1]} tokens are longer than the {config.length} places that this captioner knows')
-    if tokens.min() < 0 or tokens.max() >= config.vocabulary: raise ValueError(f'tokens should be 0 to {config.vocabulary-1}, got {tokens.min()} to {tokens.max()}: are they of another tokenizer?')
+    if tokens.dtype.kind not in 'iu': raise ValueError(f'expected tokens as integers, got {tokens.dtype}')
+    if not tokens.size: raise ValueError(f'expected at least one token, got shape {tokens.shape}')
+    if tokens.min() >= 0 and tokens.max() < config.vocabulary: return
+    item, *_, place = at = np.argwhere((tokens < 0) | (tokens >= config.vocabulary))[0]
+    raise ValueError(f'item {item} has the token {tokens[tuple(at)]} at place {place}: tokens should be 0 to {config.vocabulary-1}; are they of another tokenizer?')
+
+def check_captions(
+    batch:tuple, # (features, tokens), or with worth, and perhaps with allowed and temperature
+    config:CaptionerConfig, # who shall learn from them
+):
+    "Raise unless the parts of a batch of captions belong together"
+    features, tokens, *more = map(np.asarray, batch)
+    check_tokens(tokens, config)
+    if features.dtype != np.float32: raise ValueError(f'expected features as float32, got {features.dtype}')
+    if tokens.ndim != 3 or features.ndim != 3 or len(features) != len(tokens):
+        raise ValueError(f'expected features (B, S, M) and tokens (B, n, T), got {features.shape} and {tokens.shape}')
+    if len(more) not in (0, 1, 3):
+        raise ValueError(f'a batch may bring worth, or worth, allowed and temperature, got {len(more)} arrays more')
+    if more and more[0].shape != tokens.shape[:2]:
+        raise ValueError(f'expected what {tokens.shape[:2]} captions are worth, got {more[0].shape}')
+    if len(more) < 3: return
+    if more[1].dtype != bool or more[1].shape != (config.vocabulary,):
+        raise ValueError(f'expected allowed as {config.vocabulary} of True or False, got {more[1].dtype} {more[1].shape}')
+    if more[2].size != 1 or not 0 < more[2].item() < np.inf:
+        raise ValueError(f'expected one temperature above 0, got {more[2]}')

@@ -9,6 +9,7 @@ __all__ = ['Tracker', 'JsonLines', 'LivePlot', 'Wandb']
 import json
 from pathlib import Path
 from typing import Protocol
+from .folders import write_file
 
 # %% ../nbs/1_digit/05_tracking.ipynb #aeb6f94f
 class Tracker(Protocol):
@@ -27,13 +28,13 @@ class JsonLines:
     ):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(''.join(json.dumps(r)+'\n' for r in records))
+        write_file(self.path, ''.join(json.dumps(r)+'\n' for r in records).encode())
 
     def log(self,
         record:dict, # plain numbers and words
     ):
         "Append one record"
-        with open(self.path, 'a') as f: f.write(json.dumps(record)+'\n')
+        with open(self.path, 'a', encoding='utf-8', newline='\n') as f: f.write(json.dumps(record)+'\n')
 
     def close(self): "Nothing to do: each record is on its way to the disk already"
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FILES', 'HUB', 'TORCHVISION', 'SOURCES', 'MEAN', 'STD', 'read_idx', 'Digits', 'read_file', 'from_package', 'from_hub',
-           'from_torchvision', 'load_digits', 'split_off', 'normalise', 'smooth_fields', 'Warps', 'Batches']
+           'from_parquet', 'read_parquet', 'from_torchvision', 'load_digits', 'split_off', 'normalise', 'smooth_fields',
+           'Warps', 'Batches']
 
 # %% ../../nbs/1_digit/01_mnist.ipynb #25f5da01
-import gzip, hashlib, warnings
+import gzip, hashlib, re
 from importlib import resources
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -64,17 +65,54 @@ TORCHVISION = {'mnist': 'MNIST', 'fashion': 'FashionMNIST', 'kmnist': 'KMNIST', 
 
 def from_hub(
     split:str,              # 'train' or 'test'
-    name:str='mnist',       # 'mnist', 'fashion', an 'owner/set' of the hub, or a folder of Parquet files
-    revision:str|None=None, # commit of an 'owner/set'; 'mnist' is pinned here
+    name:str='mnist',       # 'mnist', 'fashion', an 'owner/set' of the hub, 'owner/set@commit', or a folder of Parquet files
+    revision:str|None=None, # commit of an 'owner/set', 40 hexadecimal digits; 'mnist' is pinned here
 ) -> Digits: # the same arrays as `from_package` for 'mnist'
-    "Digits from a Hugging Face data set with columns 'image' and 'label'"
-    from datasets import load_dataset
-    path, pinned = HUB.get(name, (name, None))
-    revision = revision or pinned
-    if not (revision or Path(path).is_dir()): warnings.warn(f'{path} may change: pin it with revision=<commit>')
-    data = load_dataset(path, split=split, revision=revision)
-    if missing := {'image', 'label'} - set(data.column_names): raise ValueError(f'{path} lacks the columns {sorted(missing)}; it has {data.column_names}')
-    return Digits(np.stack([np.asarray(i.convert('L')) for i in data['image']]), np.asarray(data['label'], np.int64))
+    "Digits from Parquet files with columns 'image' and 'label', as the Hugging Face hub has them"
+    if Path(name).is_dir(): return from_parquet(Path(name), split)
+    path, _, commit = name.partition('@')
+    path, pinned = HUB.get(path, (path, None))
+    revision = commit or revision or pinned
+    if not re.fullmatch(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*', path, re.ASCII): raise ValueError(f'{name[:200]!r} is neither a folder nor a data set of the hub: choose one of {list(HUB)}, or owner/set@commit')
+    if not re.fullmatch('[0-9a-f]{40}', revision or ''): raise ValueError(f'{path} may change: name its commit, {path}@<40 hexadecimal digits>, got {revision!r:.60}')
+    try: from huggingface_hub import snapshot_download
+    except ImportError: raise ValueError('to fetch from the hub: pip install huggingface_hub, or download the folder yourself') from None
+    try: return from_parquet(Path(snapshot_download(path, revision=revision, repo_type='dataset', allow_patterns=['*.parquet'])), split)
+    except OSError as error: raise ConnectionError(f'{path} could not be fetched from the hub: {" ".join(str(error).split())[:160]}') from None
+
+def from_parquet(
+    folder:Path, # of Parquet files, in folders or not, named after their split
+    split:str,   # 'train' or 'test'
+) -> Digits:
+    "Digits from the Parquet files of a folder"
+    home = folder.resolve()
+    homes = [home, home.parents[1]/'blobs'] if home.parent.name == 'snapshots' else [home] # the hub's cache holds links
+    files = [f for f in sorted(home.rglob('*.parquet')) if split in re.split('[^a-z]+', f.relative_to(home).as_posix().lower())]
+    if not files: raise ValueError(f'{folder} has no Parquet file for {split!r}: expected a name such as {split}-0.parquet')
+    if outside := [f for f in files if not any(f.resolve().is_relative_to(h) for h in homes)]: raise ValueError(f'{outside[0]} is a link that leads out of {folder}')
+    parts = [read_parquet(f) for f in files]
+    shapes = {p.images.shape[1:] for p in parts}
+    if len(shapes) > 1: raise ValueError(f'{folder} has images of different sizes: {sorted(shapes)[:4]}')
+    return Digits(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
+
+def read_parquet(
+    path:Path, # a file
+) -> Digits:
+    "Digits from one Parquet file: images are bytes of picture files, labels are integers"
+    from mlxvit.data.tables import parquet_columns
+    from mlxvit.images import ImageError, open_image
+    columns, images = parquet_columns(path), []
+    if missing := {'image', 'label'} - set(columns): raise ValueError(f'{path} lacks the columns {sorted(missing)}; it has {list(columns)[:20]}')
+    labels = list(columns['label'])
+    if strange := [i for i, k in enumerate(labels) if type(k) is not int]: raise ValueError(f'{path}, row {strange[0]}: the label should be a whole number, got a {type(labels[strange[0]]).__name__}')
+    for i, value in enumerate(columns['image']):
+        raw = value.get('bytes') if isinstance(value, dict) else value
+        if not isinstance(raw, bytes): raise ValueError(f'{path}, row {i}: the image should be the bytes of a picture file')
+        try: images.append(np.asarray(open_image(raw).convert('L')))
+        except ImageError as error: raise ValueError(f'{path}, row {i}: {error}') from None
+        if images[-1].shape != images[0].shape: raise ValueError(f'{path}, row {i}: an image of {images[-1].shape}, where the first is {images[0].shape}')
+    if not images: raise ValueError(f'{path} has no rows')
+    return Digits(np.stack(images), np.array(labels, np.int64))
 
 # %% ../../nbs/1_digit/01_mnist.ipynb #7e726a02
 def from_torchvision(

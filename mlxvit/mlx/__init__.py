@@ -14,7 +14,8 @@ def missing(
 ) -> str:
     "What to do where there is no MLX"
     advice = {'Darwin': 'pip install mlx (wheels for Apple silicon and macOS 14 or newer; on an Intel Mac there is none)',
-              'Linux': 'pip install "mlx[cpu]", or "mlx[cuda13]" with an NVIDIA GPU'}
+              'Linux': 'pip install "mlx[cpu]", or "mlx[cuda13]" with an NVIDIA GPU',
+              'Windows': 'pip install mlx mlx-cpu (wheels from version 0.32 on, for 64-bit Intel and AMD processors)'}
     return f"MLX is not installed: {advice.get(system, f'it has no wheels for {system}')}; or choose framework='torch', which reads the same checkpoints"
 
 if importlib.util.find_spec('mlx') is None: raise ImportError(missing())

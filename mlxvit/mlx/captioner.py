@@ -6,18 +6,18 @@
 __all__ = ['Captioner', 'CaptionLearner', 'Writer']
 
 # %% ../../nbs/4_caption/18_twin.ipynb #d67aca18
+import threading
 from contextlib import contextmanager
 from typing import Iterable, Iterator
 import mlx.core as mx, mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_map, tree_unflatten
 from ..config import initial_values
 from ..fit import FitConfig
 from .decoder import Decoder
 from .functions import logsumexp
-from .learner import Learner, cross_entropy
+from .learner import Learner, cross_entropy, holding, in_turn
 from .vit import Block
-from ..sequences import CaptionerConfig, captioner_shapes, check_tokens, pack, whole
+from ..sequences import CaptionerConfig, captioner_shapes, check_captions, pack, whole
 
 # %% ../../nbs/4_caption/18_twin.ipynb #e8ebd0de
 class Captioner(nn.Module):
@@ -69,6 +69,15 @@ class Captioner(nn.Module):
 # %% ../../nbs/4_caption/18_twin.ipynb #e5903bea
 class CaptionLearner(Learner):
     "A captioner in training: batches are (features (B, S, M), tokens (B, n, T))"
+    def __init__(self,
+        model:Captioner,   # to be trained
+        config:FitConfig=FitConfig(), # the recipe
+        device:str='auto', # as `Learner` takes it
+    ):
+        super().__init__(model, config, device)
+        self.averaging = set() # threads that write with the averaged weights
+        self.copies = {} # (averaged?, precision) -> weights, a module that holds them
+
     @classmethod
     def build(cls,
         model:CaptionerConfig, # which model
@@ -83,9 +92,10 @@ class CaptionLearner(Learner):
     ) -> list[mx.array]: # features, inputs, positions, captions, targets; worth (B, P), allowed, temperature
         "A batch as MLX has it, its captions packed"
         features, tokens, *more = batch
-        check_tokens(tokens, self.model.config)
+        check_captions(batch, self.model.config)
         packed = pack(tokens, self.model.config.pad)
-        return super().arrays((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in more[:1]), *more[1:]))
+        worth = [w[np.arange(len(w))[:,None],packed.captions] for w in more[:1]]
+        return [mx.array(a) for a in (features, *packed, *worth, *more[1:])]
 
     def loss(self,
         weights:dict[str,mx.array], # name -> array
@@ -106,11 +116,22 @@ class CaptionLearner(Learner):
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        "Let the model have its averaged weights for a while"
-        self.model.update(tree_unflatten(list((self.averaged or self.parameters).items())))
-        self.model.eval()
+        "Let this thread write with the averaged weights for a while"
+        me, before = threading.get_ident(), set(self.averaging)
+        self.averaging.add(me)
         try: yield
-        finally: self.model.update(tree_unflatten(list(self.parameters.items())))
+        finally:
+            if me not in before: self.averaging.discard(me)
+
+    @in_turn
+    def answer(self,
+        batch:tuple, # (features, tokens), NumPy
+    ) -> tuple[float, np.ndarray]: # summed loss, (tokens to be predicted,) bool: which are
+        "Loss and hits of the averaged weights, teacher-forced"
+        *inputs, targets = self.arrays(batch)
+        logits, asked = self.forward(self.averaged or self.parameters, *inputs), targets >= 0
+        each = nn.losses.cross_entropy(logits, mx.maximum(targets, 0), reduction='none')
+        return (each*asked).sum().item(), np.array(logits.argmax(-1) == targets)[np.array(asked)]
 
     def evaluate(self,
         batches:Iterable, # yields (features, tokens), NumPy; may have `examine(learner)` for more figures
@@ -118,11 +139,9 @@ class CaptionLearner(Learner):
         "Loss and accuracy of the averaged weights"
         loss, hits, exact = 0., [], []
         for batch in batches:
-            *inputs, targets = self.arrays(batch)
-            logits, asked = self.forward(self.averaged or self.parameters, *inputs), targets >= 0
-            each = nn.losses.cross_entropy(logits, mx.maximum(targets, 0), reduction='none')
-            loss += (each*asked).sum().item()
-            hits.append(np.array(logits.argmax(-1) == targets)[np.array(asked)]); exact.append(whole(batch[1], hits[-1], self.model.config.pad))
+            more_loss, right = self.answer(batch)
+            loss += more_loss
+            hits.append(right); exact.append(whole(batch[1], right, self.model.config.pad))
         with self.averaged_weights(): more = getattr(batches, 'examine', lambda learner: {})(self)
         hits, exact = np.concatenate(hits), np.concatenate(exact)
         return dict(loss=loss/len(hits), accuracy=float(hits.mean()), exact=float(exact.mean()), **more)
@@ -132,30 +151,45 @@ class CaptionLearner(Learner):
         precision:str='float32', # or 'bfloat16': half the memory to read at each step
     ) -> 'Writer':
         "Begin to write captions of images; load a checkpoint's weights first, or use `averaged_weights`"
-        model, x = self.model, mx.array(features)
-        if precision == 'bfloat16':
-            model, x = Captioner(self.model.config), x.astype(mx.bfloat16)
-            model.update(tree_map(lambda p: p.astype(mx.bfloat16), self.model.parameters()))
-        model.eval()
-        return Writer(model, x)
+        averaged = threading.get_ident() in self.averaging
+        return Writer(self.writing_model(averaged, precision), features, precision)
 
+    @in_turn
+    def writing_model(self,
+        averaged:bool, # the averaged weights, or those in training?
+        precision:str, # 'float32' or 'bfloat16'
+    ) -> Captioner: # in evaluation mode
+        "A module with the weights of this moment, made anew only after they have changed"
+        weights = self.averaged if averaged and self.averaged else self.parameters
+        known, model = self.copies.get((averaged, precision), (None, None))
+        if known is not weights:
+            own = weights if precision == 'float32' else {n: w.astype(mx.bfloat16) for n,w in weights.items()}
+            model = holding(self.model, own)
+            self.copies[averaged,precision] = weights, model
+        return model
+
+    @in_turn
     def attention(self,
         features:np.ndarray, # (B, S, M)
         tokens:np.ndarray,   # (B*n, T)
     ) -> np.ndarray:         # (B*n, blocks, heads, T, S) float32
-        "Where each token looks"
-        self.model.eval()
-        return np.array(self.model.attention(mx.array(features), mx.array(tokens)))
+        "Where the averaged weights look at each token"
+        model = holding(self.model, self.averaged or self.parameters)
+        return np.array(model.attention(mx.array(features), mx.array(tokens)))
 
 # %% ../../nbs/4_caption/18_twin.ipynb #4d700394
 class Writer:
     "Captions being written: NumPy outside, arrays and caches inside"
+    @in_turn
     def __init__(self,
-        model:Captioner,   # in evaluation mode
-        features:mx.array, # (B, S, M)
+        model:Captioner,     # in evaluation mode
+        features:np.ndarray, # (B, S, M)
+        precision:str='float32', # of the model
     ):
-        self.decoder, self.caches, self.context = model.decoder, model.decoder.caches(), model.context(features)
+        x = mx.array(features).astype(getattr(mx, precision))
+        self.decoder, self.caches, self.context = model.decoder, model.decoder.caches(), model.context(x)
 
+    @in_turn
     def step(self,
         tokens:np.ndarray, # (B*n,) the newest token of every row; n rows an image, side by side
     ) -> np.ndarray:       # (B*n, V) float32 log-probabilities of the next
@@ -163,6 +197,7 @@ class Writer:
         logits = self.decoder.next(mx.array(tokens), self.context, self.caches).astype(mx.float32)
         return np.array(logits - logsumexp(logits)[:,None])
 
+    @in_turn
     def select(self,
         rows:np.ndarray, # (B'*n',) rows to go on with, those of an image side by side
         images:np.ndarray|None=None, # (B',) images to go on with; None: all

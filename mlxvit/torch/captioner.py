@@ -6,7 +6,7 @@
 __all__ = ['Captioner', 'CaptionLearner', 'Writer']
 
 # %% ../../nbs/4_caption/18_captioner.ipynb #fbcac3bd
-import copy
+import copy, threading
 from contextlib import contextmanager
 from typing import Iterable, Iterator
 import numpy as np
@@ -14,9 +14,9 @@ import torch
 from torch import nn, Tensor
 from ..config import initial_values
 from ..fit import FitConfig
-from ..sequences import CaptionerConfig, captioner_shapes, check_tokens, pack, whole
+from ..sequences import CaptionerConfig, captioner_shapes, check_captions, pack, whole
 from .decoder import Decoder
-from .learner import Learner
+from .learner import Learner, holding
 from .vit import Block
 
 # %% ../../nbs/4_caption/18_captioner.ipynb #2c1fcc0a
@@ -69,6 +69,15 @@ class Captioner(nn.Module):
 # %% ../../nbs/4_caption/18_captioner.ipynb #07f552e9
 class CaptionLearner(Learner):
     "A captioner in training: batches are (features (B, S, M), tokens (B, n, T))"
+    def __init__(self,
+        model:Captioner,   # to be trained
+        config:FitConfig=FitConfig(), # the recipe
+        device:str='auto', # as `Learner` takes it
+    ):
+        super().__init__(model, config, device)
+        self.raw_model = holding(self.model, self.parameters) # the weights in training, to write with
+        self.averaging = set() # threads that write with the averaged weights instead
+
     @classmethod
     def build(cls,
         model:CaptionerConfig, # which model
@@ -83,7 +92,7 @@ class CaptionLearner(Learner):
     ) -> list[Tensor]: # features, inputs, positions, captions, targets; worth (B, P), allowed, temperature
         "A batch on the device, its captions packed"
         features, tokens, *more = batch
-        check_tokens(tokens, self.model.config)
+        check_captions(batch, self.model.config)
         packed = pack(tokens, self.model.config.pad)
         return super().tensors((features, *packed, *(w[np.arange(len(w))[:,None],packed.captions] for w in more[:1]), *more[1:]))
 
@@ -107,26 +116,28 @@ class CaptionLearner(Learner):
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        "Let the model have its averaged weights for a while"
-        own = {n: p.data for n,p in self.parameters.items()}
-        for n,p in self.parameters.items(): p.data = self.averaged.get(n, p.data)
+        "Let this thread write with the averaged weights for a while"
+        me, before = threading.get_ident(), set(self.averaging)
+        self.averaging.add(me)
         try: yield
         finally:
-            for n,p in self.parameters.items(): p.data = own[n]
+            if me not in before: self.averaging.discard(me)
+
+    def writing_model(self) -> Captioner:
+        "What this thread writes with: the weights in training, or the averaged ones"
+        return self.averaged_model if threading.get_ident() in self.averaging else self.raw_model
 
     @torch.no_grad()
     def evaluate(self,
         batches:Iterable, # yields (features, tokens), NumPy; may have `examine(learner)` for more figures
     ) -> dict[str,float]: # mean loss a token; accuracy: share of tokens; exact: share of captions, all teacher-forced; and the batches' own figures
         "Loss and accuracy of the averaged weights"
-        self.model.eval()
         loss, hits, exact = 0., [], []
-        with self.averaged_weights():
-            for batch in batches:
-                logits, targets = self.forward(self.model, batch)
-                loss += nn.functional.cross_entropy(logits, targets, reduction='sum').item()
-                hits.append((logits.argmax(-1) == targets).cpu().numpy()); exact.append(whole(batch[1], hits[-1], self.model.config.pad))
-            more = getattr(batches, 'examine', lambda learner: {})(self)
+        for batch in batches:
+            logits, targets = self.forward(self.averaged_model, batch)
+            loss += nn.functional.cross_entropy(logits, targets, reduction='sum').item()
+            hits.append((logits.argmax(-1) == targets).cpu().numpy()); exact.append(whole(batch[1], hits[-1], self.model.config.pad))
+        with self.averaged_weights(): more = getattr(batches, 'examine', lambda learner: {})(self)
         hits, exact = np.concatenate(hits), np.concatenate(exact)
         return dict(loss=loss/len(hits), accuracy=float(hits.mean()), exact=float(exact.mean()), **more)
 
@@ -135,21 +146,25 @@ class CaptionLearner(Learner):
         precision:str='float32', # or 'bfloat16': half the memory to read at each step
     ) -> 'Writer':
         "Begin to write captions of images; load a checkpoint's weights first, or use `averaged_weights`"
-        model, x = self.model.eval(), torch.from_numpy(features).to(self.device)
-        return Writer(self.halved(), x.bfloat16()) if precision == 'bfloat16' else Writer(model, x)
+        x = torch.from_numpy(features).to(self.device)
+        return Writer(self.halved(), x.bfloat16()) if precision == 'bfloat16' else Writer(self.writing_model(), x)
 
     def halved(self) -> Captioner:
         "The model in bfloat16, made anew only after its weights have changed"
-        now = self.steps, [(p.data_ptr(), p._version) for p in self.parameters.values()] # steps, since a fused optimizer leaves the versions as they are
-        if getattr(self, 'half', (None,))[0] != now: self.half = now, copy.deepcopy(self.model).bfloat16()
-        return self.half[1]
+        model = self.writing_model()
+        now = self.steps, [(p.data_ptr(), p._version) for p in model.parameters()] # steps, since a fused optimizer leaves the versions as they are
+        known, half = getattr(self, 'half', (None, None))
+        if known != now:
+            half = copy.deepcopy(model).bfloat16()
+            self.half = now, half
+        return half
 
     def attention(self,
         features:np.ndarray, # (B, S, M)
         tokens:np.ndarray,   # (B*n, T)
     ) -> np.ndarray:         # (B*n, blocks, heads, T, S) float32
-        "Where each token looks"
-        return self.model.eval().attention(*Learner.tensors(self, (features, tokens))).cpu().numpy()
+        "Where the averaged weights look at each token"
+        return self.averaged_model.attention(*Learner.tensors(self, (features, tokens))).cpu().numpy()
 
 # %% ../../nbs/4_caption/18_captioner.ipynb #a9664e63
 class Writer:

@@ -38,7 +38,7 @@ class DecoderBlock(nn.Module):
         cache:KeyValueCache|None=None, # of the context
     ) -> Tensor:        # (B*n, T, D)
         "What each token sees in its image"
-        return self.cross_attention(x.reshape(len(context), -1, x.shape[-1]), context, cache=cache).view(x.shape)
+        return self.cross_attention(x.reshape(context.shape[0], -1, x.shape[-1]), context, cache=cache).view(x.shape)
 
     def forward(self,
         x:Tensor,       # (B*n, T, D)
@@ -74,7 +74,6 @@ class Decoder(nn.Module):
         positions:Tensor, # (T,) or (B*n, T) int64, from 0
     ) -> Tensor:          # (B*n, T, D)
         "Tokens with their places"
-        if positions.max() >= self.config.length: raise ValueError(f'position {positions.max()} is beyond the {self.config.length} that this decoder knows')
         return self.dropout(self.token(tokens) + self.position[0][positions])
 
     def forward(self,
@@ -85,9 +84,18 @@ class Decoder(nn.Module):
     ) -> Tensor:          # (B*n, T, V) logits of the token that follows each
         "Score every token that could come next, at every place"
         T = tokens.shape[1]
-        x, mask = self.embed(tokens, torch.arange(T) if positions is None else positions), causal_mask(T) if mask is None else mask
+        if positions is None: positions = self.places(0, T)
+        x, mask = self.embed(tokens, positions), causal_mask(T) if mask is None else mask
         for block in self.blocks: x = block(x, context, mask.to(x.device))
         return self.scores(x)
+
+    def places(self,
+        first:int, # place
+        n:int,     # places
+    ) -> Tensor:   # (n,) int64
+        "Positions of `n` tokens from `first` on"
+        if first+n > self.config.length: raise ValueError(f'position {first+n-1} is beyond the {self.config.length} that this decoder knows')
+        return torch.arange(first, first+n)
 
     def scores(self,
         x:Tensor, # (..., D)
@@ -105,7 +113,7 @@ class Decoder(nn.Module):
         caches:list[Caches], # of `caches`, and of the steps before
     ) -> Tensor:        # (B*n, V) logits of the token that follows
         "One step: the newest tokens in, the scores of the next out"
-        x = self.embed(tokens[:,None], torch.tensor([len(caches[0][0])]))
+        x = self.embed(tokens[:,None], self.places(len(caches[0][0]), 1))
         for block, pair in zip(self.blocks, caches): x = block(x, context, caches=pair)
         return self.scores(x[:,0])
 
@@ -115,8 +123,9 @@ class Decoder(nn.Module):
         context:Tensor, # (B, S, D)
     ) -> Tensor:        # (B*n, blocks, heads, T, S), every row sums to one
         "Where each token looks, in every head of every block"
-        x, maps, n = self.embed(tokens, torch.arange(tokens.shape[1])), [], len(tokens)//len(context)
-        mask = causal_mask(tokens.shape[1]).to(x.device)
+        T, n, maps = tokens.shape[1], tokens.shape[0]//context.shape[0], []
+        x = self.embed(tokens, self.places(0, T))
+        mask = causal_mask(T).to(x.device)
         for block in self.blocks:
             heard = x + block.attention(block.norm1(x), mask=mask)
             maps.append(block.cross_attention.weights(block.norm2(heard), context.repeat_interleave(n, 0)))

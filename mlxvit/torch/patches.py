@@ -58,7 +58,7 @@ class PatchEmbedding(nn.Module):
         "Cut, project, put the class tokens in front, add positions"
         if tuple(images.shape[1:3]) != self.image_size: raise ValueError(f'expected images of {self.image_size[0]}×{self.image_size[1]}, got shape {tuple(images.shape)}')
         tokens = self.projection(patchify(images, self.patch_size))
-        if hasattr(self, 'cls_token'): tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+        if hasattr(self, 'cls_token'): tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], 1)
         return tokens + self.position if hasattr(self, 'position') else tokens
 
 # %% ../../nbs/1_digit/02_patches.ipynb #f7bf0964

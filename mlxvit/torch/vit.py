@@ -119,14 +119,14 @@ class ViT(nn.Module):
         if not c.C: raise ValueError('this model has no classifier (C=0): ask for its `features`')
         if c.cls_tokens: x = x[:,:c.cls_tokens]
         if c.head == 'mean': x = self.pool(x)
-        return self.head(x).view(len(images), c.K, c.C)
+        return self.head(x).view(images.shape[0], c.K, c.C)
 
     def pool(self,
         x:Tensor,  # (B, N, D) tokens of the patches
     ) -> Tensor:   # (B, K, D)
         "The mean over the patches of each cell"
         (h, w), (rows, cols) = self.config.grid, self.config.cells
-        return x.view(len(x), rows, h//rows, cols, w//cols, -1).mean((2, 4)).flatten(1, 2)
+        return x.view(x.shape[0], rows, h//rows, cols, w//cols, -1).mean((2, 4)).flatten(1, 2)
 
     @torch.no_grad()
     def attention(self,
