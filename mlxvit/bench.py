@@ -14,6 +14,7 @@ import numpy as np
 from .config import ViTConfig, from_dict
 from .fit import FitConfig
 from .tasks import TASKS, learner_class, machine
+from .files import FileError, parse_object, read_bytes
 
 # %% ../nbs/5_ship/25_bench.ipynb #fca04b9b
 def paired(
@@ -153,9 +154,12 @@ def add_figures(
     figures:dict|list, # as `growth` or `bench_rows` gives them
 ):
     "Add figures to a record"
-    record = json.loads(path.read_text(encoding='utf-8')) if path.exists() else dict(rows=[])
+    record = parse_object(read_bytes(path), path) if path.exists() else {}
+    rows = record.setdefault('rows', [])
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise FileError(f'{path} is no record of figures: its rows should be a list of objects')
+    measured = {(f['task'], f['what']) for f in figures} if isinstance(figures, list) else set()
     if isinstance(figures, dict): record |= figures
-    else: record['rows'] = [r for r in record['rows'] if (r['task'], r['what']) not in {(f['task'], f['what']) for f in figures}] + figures
+    else: record['rows'] = [r for r in rows if (r.get('task'), r.get('what')) not in measured] + figures
     record['machine'] = machine()
     path.write_text(json.dumps(record, indent=1)+'\n', encoding='utf-8', newline='\n')
 

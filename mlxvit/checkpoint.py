@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'VERSION', 'NAMES', 'SCORES', 'WRITING', 'KNOWN', 'PATIENCE
            'Checkpoint', 'to_files', 'sums_text', 'beside', 'leftovers', 'interrupted', 'write_folder', 'ours',
            'vacant', 'replaceable', 'standing', 'has_checkpoint', 'target', 'within', 'settle', 'exchange', 'fill',
            'lock_beside', 'recover', 'put', 'put_once', 'save_checkpoint', 'place_of', 'read_files', 'check_sum',
-           'check_parts', 'check_training', 'check_state', 'load_checkpoint', 'check_weights']
+           'check_parts', 'check_training', 'check_optimizer', 'check_state', 'load_checkpoint', 'check_weights']
 
 # %% ../nbs/3_mlx/13_checkpoints.ipynb #ee654eb8
 import hashlib, json, os, re, secrets, shutil, time
@@ -314,6 +314,18 @@ def check_training(
         value = trained.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise CheckpointError(f'{where}: {name!r} of the training has the wrong type: {kind_of(value)}')
+
+def check_optimizer(
+    state:dict[str,np.ndarray],  # what `optimizer.safetensors` holds
+    shapes:dict[str,tuple],      # name -> shape of every parameter
+):
+    "Raise unless the state of an optimizer belongs to these parameters"
+    for name, array in state.items():
+        kind, _, parameter = name.partition('.')
+        if kind not in ('weights', 'exp_avg', 'exp_avg_sq') or parameter not in shapes:
+            raise CheckpointError(f'the state of the optimizer holds {name!r:.80}, which no parameter of this model asks for')
+        if array.shape != tuple(shapes[parameter]):
+            raise CheckpointError(f'the state of the optimizer: {name} has shape {array.shape}, expected {tuple(shapes[parameter])}')
 
 def check_state(
     state:dict, # what `state.json` holds

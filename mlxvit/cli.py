@@ -32,6 +32,7 @@ from .folders import Lock, write_file
 from .caption_tasks import ALL_TASKS, BARS, CAPTION_TASKS
 from .features import first_difference
 from .files import MAX_BYTES, FileError, check_yaml, first_line, read_bytes
+from .records import part_of
 from .sequences import CaptionerConfig, captioner_shapes
 from .tasks import FRAMEWORKS, TASKS, Task, choose_framework, differences, machine
 
@@ -149,7 +150,7 @@ def inherit(
     "Take the architecture of the model that --init names, where no flag says otherwise"
     from mlxvit.checkpoint import load_checkpoint
     from mlxvit.reader import find
-    saved, typed = load_checkpoint(find(cfg.init)).config['model'], vars(cfg.given.get('model') or Namespace())
+    saved, typed = part_of(load_checkpoint(find(cfg.init)).config, 'model', cfg.init), vars(cfg.given.get('model') or Namespace())
     if not set(saved) <= (names := {f.name for f in fields(task.model)}): return # of another kind, which `start_from` tells
     model = from_dict(type(task.model), saved)
     for n in names - set(DECIDED) - set(typed): cfg.model[n] = getattr(model, n)
@@ -161,7 +162,8 @@ def resumed(
     saved:dict,      # its `config.json`
 ) -> dict: # the records of the run
     "The records of the run in `out`, unless a flag contradicts them"
-    kept = {part: from_dict(type(getattr(task, part)), saved[part]) for part in ('fit', 'model', 'data')}
+    where = f'{out}/last/config.json'
+    kept = {part: from_dict(type(getattr(task, part)), part_of(saved, part, where), where) for part in ('fit', 'model', 'data')}
     for part, record in kept.items():
         typed = vars(given.get(part) or Namespace()) if part != 'fit' else {n: v for n,v in vars(given).items() if n in saved['fit']}
         for n, new in typed.items():
@@ -213,7 +215,7 @@ def began_in(
     saved:dict,      # its `config.json`
 ) -> str: # 'torch' or 'mlx'
     "The framework of the run in `out`, unless a flag contradicts it"
-    was = saved['trained']['framework']
+    was = part_of(saved, 'trained', f'{out}/last/config.json').get('framework')
     if (asked := given.get('framework', 'auto')) not in ('auto', was): raise ValueError(f'{out} was trained in {was}: resume without --framework, or go on from its weights with --init {out} and another --out')
     return choose_framework(was, saved['trained'].get('blas', ''))
 

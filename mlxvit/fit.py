@@ -255,6 +255,7 @@ class Run:
         last = load_checkpoint(self.out/'last')
         changed = [k for k in self.about if k != 'trained' and json.dumps(self.about[k]) != json.dumps(last.config.get(k))]
         if changed: raise ValueError(f'{self.out} was trained with another {changed[0]}: {last.config.get(changed[0])}, now asked for {self.about[changed[0]]}; resume with the same, or choose another folder')
+        if lacking := {'epoch', 'batch', 'step', 'score', 'seconds'} - set(last.state): raise ValueError(f'{self.out}/last/state.json lacks {sorted(lacking)[0]!r}: the run cannot go on from there')
         if (place := last.state['epoch']*batches + last.state['batch']) != last.state['step']: raise ValueError(f"{self.out} stands at step {last.state['step']}, which is no longer epoch {last.state['epoch']}, batch {last.state['batch']}: the data now has {batches} batches an epoch")
         learner.load(last.weights, last.optimizer, last.state['step'])
         self.about, self.records, self.score, self.seconds = last.config, last.metrics, last.state['score'], last.state['seconds']

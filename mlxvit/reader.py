@@ -13,9 +13,10 @@ from typing import Any, Callable
 import numpy as np
 from PIL import Image
 from .checkpoint import Checkpoint, CheckpointError, check_weights, has_checkpoint, load_checkpoint
-from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
+from .config import MAX_ATTENTION, ViTConfig, from_dict, parameter_shapes, resize_positions
 from .data.mnist import normalise
 from .fit import FitConfig
+from .records import check_depth, part_of
 from .tasks import TASKS, choose_framework, learner_class
 
 # %% ../nbs/5_ship/22_reader.ipynb #a23623d2
@@ -72,8 +73,11 @@ class Reader:
         config = checkpoint.config
         self.task, self.framework = config.get('task'), choose_framework(framework)
         if self.task not in TASKS: raise CheckpointError(f"{where} is for the task {self.task!r}; this mlxvit knows {list(TASKS)}")
-        self.model, self.trained = from_dict(ViTConfig, config['model']), config.get('trained', {})
-        self.data = from_dict(type(TASKS[self.task].data), config.get('data', {}))
+        settings = part_of(config, 'model', f'{where}/config.json', CheckpointError)
+        self.model = from_dict(ViTConfig, settings, f'{where}/config.json', CheckpointError)
+        self.data = from_dict(type(TASKS[self.task].data), config.get('data', {}), f'{where}/config.json', CheckpointError)
+        self.trained = config.get('trained', {})
+        check_depth(self.model.depth, checkpoint.weights, CheckpointError, where=where)
         check_weights(checkpoint.weights, parameter_shapes(self.model), f'{where}/model.safetensors')
         trained = self.model
         if size: self.model = resized(trained, tuple(size))
@@ -95,9 +99,12 @@ class Reader:
         f:Callable,    # normalised (B, H, W) -> an array, B first
         images:Images, # as `prepare` takes them
     ) -> np.ndarray:
-        "Apply `f` to images, 250 at a time"
-        images = self.prepare(images)
-        return np.concatenate([f(normalise(images[i:i+250])) for i in range(0, len(images), 250)])
+        "Apply `f` to images, 250 at a time, or fewer where their attention maps are large"
+        images, model = self.prepare(images), self.model
+        n = max(1, min(250, MAX_ATTENTION//(4*model.heads*model.tokens**2)))
+        answer = np.concatenate([f(normalise(images[i:i+n])) for i in range(0, len(images), n)])
+        if not np.isfinite(answer).all(): raise ValueError('the model gives numbers that are not finite: its weights are no trained ones')
+        return answer
 
     def probabilities(self,
         images:Images, # as `prepare` takes them

@@ -148,7 +148,9 @@ def check_depth(
     names:Any,   # of the arrays at hand
     error:type=FileError, # what to raise
     prefix:str='blocks', # of their names
+    where:str='the model', # to say in the error
 ):
     "Raise unless there are as many blocks as claimed"
-    found = {n.split('.')[1] for n in names if n.startswith(f'{prefix}.')}
-    if len(found) != depth: raise error(f'the model should have {depth:,} blocks, its weights have {len(found):,}')
+    at = prefix.count('.')+1
+    found = {n.split('.')[at] for n in names if n.startswith(f'{prefix}.')}
+    if len(found) != depth: raise error(f'{where} should have {depth:,} blocks, its weights have {len(found):,}')

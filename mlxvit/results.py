@@ -36,7 +36,7 @@ def read_scores(
     "The scores of an examination"
     path = Path(folder)/'metrics.json'
     if not path.exists(): return None
-    scores = parse_object(read_bytes(path, error=CheckpointError), path, CheckpointError, infinite=True)
+    scores = parse_object(read_bytes(path, error=CheckpointError), path, CheckpointError)
     try: describe(scores)
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{path} is damaged: it holds no scores of ours; mlxvit evaluate {folder} writes it anew') from e

@@ -16,6 +16,7 @@ import numpy as np
 import mlx.core as mx, mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 from ..config import ViTConfig
+from ..checkpoint import check_optimizer
 from ..fit import FitConfig, check_batch, decays
 from .functions import logsumexp, softmax
 from .vit import ViT
@@ -290,6 +291,7 @@ class Learner:
         "Take over weights, and the state of training"
         state = state or {}
         if wrong := [n for n,p in self.parameters.items() if weights[n].shape != p.shape]: raise ValueError(f'{wrong[0]}: expected shape {self.parameters[wrong[0]].shape}, got {weights[wrong[0]].shape}')
+        check_optimizer(state, {n: p.shape for n,p in self.parameters.items()})
         if steps and not any(n.startswith('exp_avg.') for n in state): raise ValueError(f'{steps} steps were taken, but the state has no running means: load the state, too, or begin at steps=0')
         self.parameters = {n: mx.array(state.get(f'weights.{n}', weights[n])) for n in self.parameters}
         self.averaged = {n: mx.array(weights[n]) for n in self.averaged}
