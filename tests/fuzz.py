@@ -292,18 +292,28 @@ def judged(error: BaseException) -> str: # '' or what is wrong with it
     return f'{type(error).__name__} of {len(text):,} characters at {where(error)}' if len(text) > 2000 else ''
 
 
-def too_slow(*_): raise TooSlow
+class Clock:
+    "Interrupts what takes too long: so much time of the processor, or thrice as much on a busy machine or while waiting"
+    def __init__(self, seconds: float): self.seconds, self.cpu, self.wall = seconds, time.process_time(), time.monotonic()
+
+    def start(self):
+        signal.signal(signal.SIGALRM, self.strike)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, self.seconds/10)
+
+    def strike(self, *_):
+        if time.process_time() - self.cpu >= 0.9*self.seconds or time.monotonic() - self.wall >= 3*self.seconds: raise TooSlow
+
+    def stop(self): signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def attempt(read, watch: Watch, seconds: float = SECONDS, megabytes: float = MEGABYTES) -> dict:
     "Read one input, and say how it ended: outcome '' is fine"
     forget_peak()
     before, begin, error, fault = peak(), time.monotonic(), None, ''
-    signal.signal(signal.SIGALRM, too_slow)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    clock, stderr = Clock(seconds), io.StringIO()
     watch.seen, watch.on = [], True
-    stderr = io.StringIO()
     try:
+        clock.start()
         with contextlib.redirect_stderr(stderr): read()
     except SystemExit as e: # the usage, and exit code 2
         if e.code != 2 or 'Traceback' in stderr.getvalue(): fault = f'exit code {e.code}'
@@ -311,7 +321,7 @@ def attempt(read, watch: Watch, seconds: float = SECONDS, megabytes: float = MEG
     except BaseException as e: fault, error = judged(e), e
     finally:
         watch.on = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        clock.stop()
     more = peak() - before
     if more > megabytes: fault = f'{more/1000:.1f} GB' + (f' at {where(error)}' if error else '')
     if watch.seen: fault = f'touched: {watch.seen[0]}'
@@ -430,7 +440,7 @@ def run(mutations: int, seed: int, kinds: list[str], workers: int, budget: float
                 if line['fault']: faults.append(line)
                 if sum(tried.values())%2000 == 0: tell(f'{sum(tried.values()):,} inputs, {len(faults)} faults, at most {worst["seconds"]:.1f} s and {worst["MB"]:.0f} MB for one', flush=True)
         for worker in [k.data for k in selector.get_map().values()]:
-            if worker.begun is not None and time.monotonic() - worker.since > SECONDS + 5: restart(worker, f'more than {SECONDS} s, and not to be interrupted')
+            if worker.begun is not None and time.monotonic() - worker.since > 3*SECONDS + 5: restart(worker, f'more than {SECONDS} s, and not to be interrupted')
     for key in list(selector.get_map().values()):
         selector.unregister(key.data.pipe)
         key.data.end(kill=True)
