@@ -260,8 +260,8 @@ def test_nothing_is_taken_from_the_current_directory(tmp_path, monkeypatch):
             assert not [p for p in blas.candidates() if str(tmp_path) in os.path.realpath(p)]
 
 
-def test_integers_of_64_bits_are_left_alone(tmp_path, monkeypatch):
-    for name in ('libopenblas64.so.0', 'libopenblasp64_.so.0', 'libopenblas64_-r0.3.so', 'libopenblas.so.0', 'libopenblas.a', 'libopenblas.so.py'): (tmp_path/name).write_text('')
+def test_other_names_are_left_alone(tmp_path, monkeypatch):
+    for name in ('libopenblas64.so.0', 'libopenblasp64_.so.0', 'libopenblas64_-r0.3.so', 'libopenblas\n.so', 'libopenblas\x1b[31m.so', 'libopenblas.so.0', 'libopenblas.a', 'libopenblas.so.py'): (tmp_path/name).write_text('')
     monkeypatch.setenv('LD_LIBRARY_PATH', str(tmp_path))
     assert [Path(p).name for p in blas.candidates() if str(tmp_path) in p] == ['libopenblas.so.0']
 
@@ -271,6 +271,21 @@ def test_a_file_with_many_names_counts_once(tmp_path, monkeypatch):
     for name in ('libopenblas.so', 'libopenblasp-r0.3.so'): (tmp_path/name).symlink_to('libopenblas.so.0')
     monkeypatch.setenv('LD_LIBRARY_PATH', str(tmp_path))
     assert len([p for p in blas.candidates() if str(tmp_path) in p]) == 1
+
+
+@cpu_build
+def test_folders_that_are_not_text_or_cannot_be_read(tmp_path, monkeypatch):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path)+b'/\xff\xfe'))
+    odd.mkdir()
+    (odd/'libopenblas.so').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
+    monkeypatch.setenv('LD_LIBRARY_PATH', f'{odd}:/nonexistent:/dev/null:/proc/1/root')
+    monkeypatch.setattr(blas, 'measure', lambda library, environment=None: 7.)
+    files = blas.candidates()
+    assert str(odd/'libopenblas.so') in files
+    first = blas.all_speeds(files)
+    monkeypatch.setattr(blas, 'measure', lambda *args: 1/0)
+    assert blas.all_speeds(files) == first
 
 
 @cpu_build

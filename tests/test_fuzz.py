@@ -1,25 +1,52 @@
-"A bounded run of the fuzzer (`make fuzz` is the long one), and proof that it notices what it should"
+"A bounded run of the fuzzer (the long one: `make fuzz`), and proof that it notices what it should"
+
 import os, subprocess, sys, time
 from pathlib import Path
 import pytest
 
 pytest.importorskip('datasets', reason='the fuzzer writes Parquet')
 pytest.importorskip('timm', reason='the fuzzer writes models of timm')
-if not hasattr(os, 'fork'): pytest.skip('the fuzzer forks its workers', allow_module_level=True)
+if not hasattr(os, 'fork'):
+    pytest.skip('the fuzzer forks its workers', allow_module_level=True)
 HERE = Path(__file__).parent
-FUZZ = str(HERE/'fuzz.py')
+FUZZ = str(HERE / 'fuzz.py')
 
 
 def fuzz(code, timeout=100):
     "Run Python with the fuzzer imported, in a process of its own"
     begin = f'import sys; sys.path.insert(0, {str(HERE)!r}); import os, signal, fuzz\nfrom pathlib import Path\n'
-    return subprocess.run([sys.executable, '-c', begin + code], capture_output=True, text=True, encoding='utf-8', timeout=timeout)
+    return subprocess.run(
+        [sys.executable, '-c', begin + code],
+        capture_output=True,
+        text=True,
+        encoding='utf-8',
+        timeout=timeout,
+    )
 
 
 def test_no_mutated_file_is_a_fault():
     "Some hundred inputs of fixed seeds, for forty seconds at most: answers, or errors in one line"
-    p = subprocess.run([sys.executable, FUZZ, '--mutations', '500', '--seed', '21', '--workers', '2', '--seconds', '40'], capture_output=True, text=True, encoding='utf-8', timeout=300)
-    assert p.returncode == 0 and 'inputs tried, 0 faults' in p.stdout, p.stdout[-6000:] + p.stderr[-2000:]
+    p = subprocess.run(
+        [
+            sys.executable,
+            FUZZ,
+            '--mutations',
+            '500',
+            '--seed',
+            '21',
+            '--workers',
+            '2',
+            '--seconds',
+            '40',
+        ],
+        capture_output=True,
+        text=True,
+        encoding='utf-8',
+        timeout=300,
+    )
+    assert p.returncode == 0 and 'inputs tried, 0 faults' in p.stdout, (
+        p.stdout[-6000:] + p.stderr[-2000:]
+    )
 
 
 FAULTS = {
@@ -40,7 +67,13 @@ FAULTS = {
     'open("/etc/passwd", encoding="utf-8")': 'opened /etc/passwd',
     'import fuzz_payload': 'imported fuzz_payload',
 }
-FINE = ['pass', 'raise ValueError("wrong")', 'raise FileNotFoundError(2, "No such file", "x")', 'raise ImportError("pip install x")', 'sys.exit(2)']
+FINE = [
+    'pass',
+    'raise ValueError("wrong")',
+    'raise FileNotFoundError(2, "No such file", "x")',
+    'raise ImportError("pip install x")',
+    'sys.exit(2)',
+]
 
 
 def test_the_fuzzer_notices_every_kind_of_fault():
@@ -56,12 +89,13 @@ for line in {[*FAULTS, *FINE]!r}: print(repr(fuzz.attempt(reader(line), watch, s
     p = fuzz(code)
     assert p.returncode == 0, p.stderr
     found = p.stdout.splitlines()
-    for line, (what, fault) in zip(found, FAULTS.items()): assert fault in line, (what, line)
-    assert found[len(FAULTS):] == ["''"]*len(FINE)
+    for line, (what, fault) in zip(found, FAULTS.items()):
+        assert fault in line, (what, line)
+    assert found[len(FAULTS) :] == ["''"] * len(FINE)
 
 
 def test_workers_that_hang_or_die_are_replaced(tmp_path):
-    "A reader that cannot be interrupted and one that kills its process are faults; the inputs after them are read all the same"
+    "One that cannot be interrupted and one that kills its process: faults; the others are read"
     code = f'''
 fuzz.SECONDS = 1
 fuzz.prepare = lambda: None
@@ -80,7 +114,10 @@ print(sum(tried.values()), sorted((f['number'], f['fault']) for f in faults))
     begin = time.monotonic()
     p = fuzz(code)
     assert p.returncode == 0, p.stderr
-    assert p.stdout.strip() == "12 [(2, 'the process died: signal 6'), (5, 'more than 1 s, and not to be interrupted')]"
+    assert (
+        p.stdout.strip()
+        == "12 [(2, 'the process died: signal 6'), (5, 'more than 1 s, and not to be interrupted')]"
+    )
     assert time.monotonic() - begin < 60
 
 
@@ -94,4 +131,8 @@ for i in range(200):
     print(d.mutate_yaml(random.Random(f"0:{i}"), dict(a=1))[:200])
 '''
     one, another = fuzz(code), fuzz(code)
-    assert one.returncode == 0 and one.stdout == another.stdout and len(set(one.stdout.splitlines())) > 400, one.stderr
+    assert (
+        one.returncode == 0
+        and one.stdout == another.stdout
+        and len(set(one.stdout.splitlines())) > 400
+    ), one.stderr

@@ -5,7 +5,7 @@ import pytest
 from conftest import TINY, command
 from crash import Draws, Straight, answers, in_child, killed_at
 import mlxvit.mlx # a fast BLAS before MLX
-from mlxvit import checkpoint as ck, fit as training
+from mlxvit import checkpoint as ck, fit as training, folders
 from mlxvit.checkpoint import Checkpoint, CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint
 from mlxvit.cli import main
 from mlxvit.data.photos import draw_shapes, write_parquet
@@ -138,6 +138,20 @@ def test_the_note_of_another_machine_is_taken_over(tmp_path):
     (tmp_path/'.training.lock').write_text(json.dumps(note))
     train(tmp_path)
     assert not (tmp_path/'.training.lock').exists()
+
+
+def test_a_lock_whose_file_was_deleted_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    "The holder before deletes the file after we opened it: ours would be a file without a name"
+    real, path, calls = folders.seize, tmp_path/'.training.lock', []
+    def seize(handle):
+        if not calls: path.unlink()
+        calls.append(1)
+        return real(handle)
+    monkeypatch.setattr(folders, 'seize', seize)
+    with Lock(path, 'x'):
+        assert len(calls) == 2 and path.exists()
+        with pytest.raises(InUse): Lock(path, 'x').hold()
+    assert not path.exists()
 
 
 def test_a_file_that_is_no_lock_is_left_alone(tmp_path):
