@@ -321,7 +321,6 @@ def assemble(
     if differ := [n for n in facts if n in found and facts[n] != found[n]]: raise CheckpointError(f'{differ[0]} should be {facts[differ[0]]} by the configuration, and is {found[differ[0]]} in the arrays')
     try: config = ViTConfig(**{**facts, **found})
     except ValueError as error: raise CheckpointError(f'this is no vision transformer: {error}') from None
-    check_depth(config.depth, weights, CheckpointError)
     cls, position = config.cls_tokens, weights['embedding.position']
     if cls and position.shape == (1, config.patches, config.dim): # timm's no_embed_class: the class token has no position
         weights = {**weights, 'embedding.position': np.concatenate([np.zeros((1, 1, config.dim), np.float32), position], 1)}

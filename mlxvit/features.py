@@ -54,7 +54,8 @@ def first_difference(
     where:str='', # names that lead there
 ) -> str|None: # what differs, and how; None: nothing
     "The first place in which two records differ"
-    if not (isinstance(found, dict) and isinstance(wanted, dict)): return None if found == wanted else f'{shown(where)} is {shown(found)} in the file, {wanted} was asked for'
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return None if found == wanted else f'{shown(where)} is {shown(found)} in the file, {wanted} was asked for'
     names = [n for n in wanted if n in found] + sorted(set(found) ^ set(wanted))
     return next((d for n in names if (d := first_difference(found.get(n), wanted.get(n), f'{where}.{n}'.strip('.')))), None)
 
@@ -81,7 +82,8 @@ def read_record(
     "Read a record, and hold its key against the one asked for"
     if not path.exists(): raise FeatureError(f'no features: {path.name} is missing')
     record = parse_object(read_bytes(path, 2**20, FeatureError), path.name, FeatureError, depth=8)
-    if record.get('format') != FORMAT or set(record) != FIELDS: raise FeatureError(f'{path.name} is no record of features: expected the format {FORMAT!r}')
+    if record.get('format') != FORMAT or set(record) != FIELDS:
+        raise FeatureError(f'{path.name} is no record of features: expected the format {FORMAT!r}')
     check_record(record, path.name)
     if key and (difference := first_difference(record['key'], key)): raise FeatureError(f'{path.name} belongs to other features: {difference}')
     return record
@@ -93,12 +95,20 @@ def check_record(
     "Raise unless every field has its type and a sane size"
     def count(value, least, most): return type(value) is int and least <= value <= most
     shape = record['shape']
-    if not isinstance(shape, list) or len(shape) != 3 or not all(count(n, 1, most) for n, most in zip(shape, LARGEST)):
-        raise FeatureError(f'{name} is damaged: its shape should be images, tokens and numbers of each, got {shown(shape)}')
+    three = isinstance(shape, list) and len(shape) == 3
+    if not three or not all(count(n, 1, most) for n, most in zip(shape, LARGEST)):
+        raise FeatureError(
+            f'{name} is damaged: its shape should be images, tokens and numbers of each, got '
+            f'{shown(shape)}')
     if not count(record['done'], 0, shape[0]):
-        raise FeatureError(f'{name} is damaged: {shown(record["done"])} of {shape[0]} images cannot be done')
-    if not count(record['crc'], 0, 2**32-1): raise FeatureError(f'{name} is damaged: its checksum should be 32 bits, got {shown(record["crc"])}')
-    if not isinstance(record['key'], dict): raise FeatureError(f'{name} is damaged: its key should be an object, got {shown(record["key"])}')
+        raise FeatureError(
+            f'{name} is damaged: {shown(record["done"])} of {shape[0]} images cannot be done')
+    if not count(record['crc'], 0, 2**32-1):
+        raise FeatureError(
+            f'{name} is damaged: its checksum should be 32 bits, got {shown(record["crc"])}')
+    if not isinstance(record['key'], dict):
+        raise FeatureError(
+            f'{name} is damaged: its key should be an object, got {shown(record["key"])}')
 
 # %% ../nbs/4_caption/17_features.ipynb #b5943636
 def checksum(
@@ -144,7 +154,9 @@ class Features:
         size:int, # bytes
     ) -> FeatureError:
         "What is said of a file that was cut"
-        return FeatureError(f'{self.path.name} was cut or written to: it has {size:,} bytes, expected {self.bytes:,}; delete it and its .json, and compute it again')
+        return FeatureError(
+            f'{self.path.name} was cut or written to: it has {size:,} bytes, expected '
+            f'{self.bytes:,}; delete it and its .json, and compute it again')
 
     def compare(self,
         file:BinaryIO, # at its beginning
@@ -178,7 +190,8 @@ class Writer:
     ):
         self.path, self.record, self.key, self.shape = path, path.with_suffix('.json'), key, shape
         self.row, self.every, self.waiting = 2*shape[1]*shape[2], every, 0
-        if path.exists() and not path.is_file(): raise FeatureError(f'{path.name} is not a regular file')
+        if path.exists() and not path.is_file():
+            raise FeatureError(f'{path.name} is not a regular file')
         self.file = open(path, 'a+b', buffering=0)
         try: self.take_up()
         except BaseException: self.file.close(); raise
@@ -187,7 +200,10 @@ class Writer:
         "Check what is there, and stand behind it"
         claim(self.file, self.path.name)
         known = read_record(self.record, self.key) if self.record.exists() else dict(done=0, crc=0)
-        if known.get('shape', list(self.shape)) != list(self.shape): raise FeatureError(f'{self.record.name} belongs to features of the shape {known["shape"]}, asked for were {list(self.shape)}')
+        if known.get('shape', list(self.shape)) != list(self.shape):
+            raise FeatureError(
+                f'{self.record.name} belongs to features of the shape {known["shape"]}, asked for '
+                f'were {list(self.shape)}')
         self.done, self.crc = known['done'], known['crc']
         self.file.seek(0)
         if checksum(self.file, self.done*self.row) != self.crc: raise FeatureError(f'{self.path.name} does not hold the {self.done} images that its record promises: it was cut or written to; delete both, and compute it again')
@@ -281,7 +297,10 @@ def cache_features(
             if error.errno not in FULL: raise
             raise OSError(error.errno, f'no room to write {path.name}: {done()} of {n} images are kept; make room for {2*(n-done())*shape[0]*shape[1]:,} bytes and call it again, and it goes on from there') from None
     features = Features(path, key, verify)
-    if features.shape != (n, *shape): raise FeatureError(f'{path.name} has the shape {features.shape}, expected {(n, *shape)}: delete it and its .json, and compute it again')
+    if features.shape != (n, *shape):
+        raise FeatureError(
+            f'{path.name} has the shape {features.shape}, expected {(n, *shape)}: delete it and its '
+            '.json, and compute it again')
     return features
 
 # %% ../nbs/4_caption/17_features.ipynb #338cbb12

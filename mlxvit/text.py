@@ -311,7 +311,7 @@ def warn_once(
     words:str, # one line
 ):
     "Warn, the first time that it is said"
-    warnings.warn(words, stacklevel=4)
+    warnings.warn_explicit(words, UserWarning, 'mlxvit', 1) # one line: the line of code that asked would say nothing
 
 def warn_unspaced(
     texts:list[str], # captions
@@ -328,7 +328,7 @@ def train_words(
 ) -> Tokenizer: # the commonest words first, after pad, bos, eos and unknown
     "One token a word; decoding gives the words with single spaces"
     texts = as_texts(texts)
-    warn_unspaced(texts, 'a caption without spaces is one word here: take characters as tokens')
+    warn_unspaced(texts, 'a caption without spaces is one word here: take characters as tokens (`train_characters`, or --data.tokens characters)')
     if least < 1: raise ValueError(f'least should be at least 1, got {least}')
     inner = tokenizers.Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace('’', "'")] + [normalizers.Lowercase()]*lowercase)

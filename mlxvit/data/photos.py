@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 from .paths import SourceError, shown
 from .preparation import to_colour
-from .tables import Column, Table, choose_split, quiet, read_tables, spelled_list, split_name
+from .tables import Column, Table, choose_split, quiet, read_tables
+from .tables import spelled_list, split_name
 from .unpack import UNPACKED
 from ..files import first_line, read_bytes
 from ..images import MAX_BYTES, ImageError, open_image
@@ -135,7 +136,8 @@ class Photos:
         "Photo i, decoded"
         try: return to_colour(open_image(self.stored(i), note=False))
         except SourceError: raise
-        except (OSError, ValueError) as e: raise ImageError(f'{shown(self.names[i])}: {first_line(e)}') from None
+        except (OSError, ValueError) as e:
+            raise ImageError(f'{shown(self.names[i])}: {first_line(e)}') from None
 
     def digest(self, i:int) -> str: # 64 hexadecimal digits
         "A hash of photo i as it is stored"
@@ -156,7 +158,9 @@ class Photos:
     ) -> 'Photos':
         "Some of the photos"
         at = list(at)
-        return Photos(lambda i: self.read(at[i]), [self.names[i] for i in at], [self.captions[i] for i in at], self.split, Counter(self.skipped) + Counter(skipped or {}), self.first or first)
+        names, captions = [self.names[i] for i in at], [self.captions[i] for i in at]
+        counts = Counter(self.skipped) + Counter(skipped or {})
+        return Photos(lambda i: self.read(at[i]), names, captions, self.split, counts, self.first or first)
 
 # %% ../../nbs/4_caption/21_photos.ipynb #c67f4133
 SPOKEN = ('raw', 'sentence', 'caption', 'text') # where a dictionary keeps its sentence
@@ -174,15 +178,22 @@ def caption_texts(
 ) -> list[str]: # blanks made single; '' where nothing was said
     "The captions in a cell: a string, a list, or the dictionaries of Karpathy and of the hub"
     if isinstance(value, str):
-        if re.search('[\ud800-\udfff]', value): raise SourceError('expected captions, got half a character: a surrogate without its other half')
+        if re.search('[\ud800-\udfff]', value):
+            raise SourceError('expected captions, got half a character: a lone surrogate')
         return [' '.join(value.split())]
     if is_nothing(value): return ['']
     if isinstance(value, np.ndarray): value = value.tolist()
     if isinstance(value, (list, tuple)):
-        if len(value) > MOST: raise SourceError(f'expected captions, got {len(value):,} in one cell')
+        if len(value) > MOST:
+            raise SourceError(f'expected captions, got {len(value):,} in one cell')
         return [text for v in value for text in caption_texts(v)]
-    if not isinstance(value, dict): raise SourceError(f'expected captions, got a {type(value).__name__}' + (f': {shown(value)}' if isinstance(value, Real) else ''))
-    if not (key := next((k for k in SPOKEN if k in value), None)): raise SourceError(f'a caption is looked for under {", ".join(SPOKEN)}; there are: {", ".join(map(shown, list(value)[:20]))}')
+    if not isinstance(value, dict):
+        number = f': {shown(value)}' if isinstance(value, Real) else ''
+        raise SourceError(f'expected captions, got a {type(value).__name__}{number}')
+    if not (key := next((k for k in SPOKEN if k in value), None)):
+        raise SourceError(
+            f'a caption is looked for under {", ".join(SPOKEN)}; there are: '
+            f'{", ".join(map(shown, list(value)[:20]))}')
     return caption_texts(value[key])
 
 # %% ../../nbs/4_caption/21_photos.ipynb #ed014bfd
@@ -193,7 +204,7 @@ class Entry(NamedTuple):
     name:str # of the file, or its row
     read:Callable[[], bytes|Path|Image.Image] # gives it as it is stored
     said:list[str] # its captions, perhaps empty ones
-    odd:list[tuple[str,str]]|tuple=() # cells without captions: the reason, and where it is with what it holds
+    odd:list[tuple[str,str]]|tuple=() # cells without captions: the reason, and a line about it
 
 def stored_photo(
     table:Table, # of the set
@@ -203,7 +214,8 @@ def stored_photo(
     "A photo as a cell has it: bytes, a path, or both in a dictionary"
     value = table.columns[column][row]
     if isinstance(value, (list, tuple)) and len(value) == 1: value = value[0]
-    if isinstance(value, dict): value = value.get('path') if value.get('bytes') is None else value['bytes']
+    if isinstance(value, dict):
+        value = value.get('path') if value.get('bytes') is None else value['bytes']
     if isinstance(value, (bytes, bytearray, memoryview)): return bytes(value)
     if isinstance(value, Image.Image): return value
     if is_nothing(value) or isinstance(value, str) and not value.strip(): return b''
@@ -219,8 +231,8 @@ def name_of(
 ) -> str: # '' where it is none
     "A name of a file: a text, a path, or a whole number"
     if isinstance(value, (str, os.PathLike)): return os.fsdecode(value)
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value): return str(int(value))
-    return ''
+    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return str(int(value)) if number and value == int(value) else ''
 
 def photo_names(
     table:Table, # of the set
@@ -248,11 +260,18 @@ def gather(
     "The photos of some rows, each with all its captions"
     found = {}
     for k, (table, rows) in enumerate(parts):
-        if missing := [c for c in (image, *captions, *([name] if name else [])) if c not in table.columns]: raise SourceError(f'there is no column {missing[0]!r}; there are: {", ".join(map(shown, table.names or table.columns))}')
+        needed = (image, *captions, *([name] if name else []))
+        if missing := [c for c in needed if c not in table.columns]:
+            raise SourceError(
+                f'there is no column {missing[0]!r}; there are: '
+                f'{", ".join(map(shown, table.names or table.columns))}')
         by = name or next((n for n in NAMES if n in table.columns), '')
-        for row, label, cells in zip(rows, photo_names(table, rows, image, by), cells_of(table, rows, captions)):
-            together = label and len(cells) == 1 and (isinstance(cells[0], str) or is_nothing(cells[0]))
-            entry = found.setdefault(label if together else (k, row), Entry(label or f'row {k}.{row}', partial(stored_photo, table, image, row), [], []))
+        labels, said = photo_names(table, rows, image, by), cells_of(table, rows, captions)
+        for row, label, cells in zip(rows, labels, said):
+            single = len(cells) == 1 and (isinstance(cells[0], str) or is_nothing(cells[0]))
+            read = partial(stored_photo, table, image, row)
+            own = Entry(label or f'row {k}.{row}', read, [], [])
+            entry = found.setdefault(label if label and single else (k, row), own)
             for cell in cells: take_captions(entry, cell, f'{table.name}, row {row+1}')
     return list(found.values())
 
@@ -273,9 +292,11 @@ def take_captions(
     where:str,   # file and row, to say what is no caption
 ):
     "Add the captions of a cell to those of a photo, or note why there are none"
-    if is_nothing(cell): entry.odd.append(('empty captions', f'{where}: nothing where a caption should be')); return
+    if is_nothing(cell):
+        entry.odd.append(('empty captions', f'{where}: nothing where a caption should be')); return
     try: entry.said.extend(caption_texts(cell))
-    except (SourceError, RecursionError) as e: entry.odd.append(('not captions', f'{where}: {first_line(e)}'))
+    except (SourceError, RecursionError) as e:
+        entry.odd.append(('not captions', f'{where}: {first_line(e)}'))
 
 # %% ../../nbs/4_caption/21_photos.ipynb #565f0f73
 def tidy(
@@ -321,7 +342,7 @@ def check_photos(
 
 # %% ../../nbs/4_caption/21_photos.ipynb #bb34dbfc
 def load_photos(
-    source:Any, # a folder, a file, a list of files or of records, a DataFrame, owner/name@revision of the hub, or a `datasets.Dataset`
+    source:Any, # a folder, a file, a list of files or of records, a DataFrame, a `datasets.Dataset`, or owner/name@revision of the hub
     split:str='train', # train, validation, test, or any that the set has
     image:str='image', # column of photos
     captions:str='captions', # column of captions, or several with commas between
@@ -342,9 +363,12 @@ def load_photos(
     entries = gather(parts, image, said, name)
     photos = tidy(entries[:limit or None], split_name(split), words)
     left = ', '.join(f'{n:,} {why}' for why, n in photos.skipped.items())
-    if photos.first and len(photos): warnings.warn(f'{photos.split}: left out {left}; the first is {photos.first}', stacklevel=2)
+    if photos.first and len(photos):
+        warnings.warn(f'{photos.split}: left out {left}; the first is {photos.first}', stacklevel=2)
     if check: photos = check_photos(photos, progress)
-    if not len(photos): raise SourceError(f'no photo is left of {len(entries):,} in {split}: {photos}' + (f'; the first is {photos.first}' if photos.first else ''))
+    if not len(photos):
+        first = f'; the first is {photos.first}' if photos.first else ''
+        raise SourceError(f'no photo is left of {len(entries):,} in {split}: {photos}{first}')
     return photos
 
 # %% ../../nbs/4_caption/21_photos.ipynb #b507013a

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'STRING', 'LISTED', 'READERS', 'TABLE_BYTES', 'SPLITS', 'PINNED', 'LAYOUTS', 'ALONE', 'NOT_CAPTIONS', 'KINDS',
-           'caption_lines', 'separator', 'csv_rows', 'spelled_list', 'json_rows', 'frame_rows', 'json_lines',
-           'open_table', 'read_rows', 'to_columns', 'split_name', 'split_of', 'split_lists', 'Table', 'choose_split',
-           'library', 'quiet', 'Rows', 'arrow_columns', 'packed_columns', 'parquet_columns', 'hub_tables', 'hub_finder',
-           'find_files', 'sidecars', 'sidecar_table', 'read_table', 'saved_split', 'memory_tables', 'as_rows',
-           'read_tables']
+           'STREAM', 'caption_lines', 'separator', 'csv_rows', 'spelled_list', 'json_rows', 'frame_rows', 'json_lines',
+           'open_table', 'read_text', 'read_rows', 'to_columns', 'split_name', 'split_of', 'split_lists', 'Table',
+           'choose_split', 'library', 'quiet', 'Rows', 'arrow_columns', 'packed_columns', 'parquet_columns',
+           'hub_tables', 'hub_finder', 'find_files', 'sidecars', 'sidecar_table', 'read_table', 'saved_split',
+           'memory_tables', 'as_rows', 'read_tables']
 
 # %% ../../nbs/4_caption/21_tables.ipynb #a940a6b9
 import ast, csv, io, json, os, re
@@ -51,11 +51,14 @@ def csv_rows(
     text = re.sub(r'\Asep=.\r?\n', '', text) # a line that Excel writes for itself
     header, lines = text.partition('\n')[0], text.count('\n')
     between = separator(header)
-    if lines > ROWS or lines*header.count(between) > 8*ROWS: raise ValueError(f'it has {lines:,} lines, too many to be read as text')
+    if lines > ROWS or lines*header.count(between) > 8*ROWS:
+        raise ValueError(f'it has {lines:,} lines, too many to be read as text')
     how = dict(quoting=csv.QUOTE_NONE) if between == '|' else dict(strict=True)
-    reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=between, skipinitialspace=True, **how)
+    how |= dict(delimiter=between, skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=''), **how)
     names = [name.strip() for name in reader.fieldnames or ()]
-    if twice := [n for n, times in Counter(names).items() if n and times > 1]: raise ValueError(f'its header says {shown(twice[0])!r} twice')
+    if twice := [n for n, times in Counter(names).items() if n and times > 1]:
+        raise ValueError(f'its header says {shown(twice[0])!r} twice')
     rows = []
     for row in reader:
         if None in row: raise ValueError(f'line {reader.line_num} has more fields than the header')
@@ -96,25 +99,32 @@ def frame_rows(
 ) -> Any: # rows, or the same where it is no table
     "Rows of a table that was written column by column, in parts, or photo by photo"
     columns, rows, values = data.get('columns'), data.get('data'), list(data.values())
-    if isinstance(columns, list) and isinstance(rows, list): return [dict(zip(columns, row, strict=True)) for row in rows]
+    if isinstance(columns, list) and isinstance(rows, list):
+        return [dict(zip(columns, row, strict=True)) for row in rows]
     if isinstance(rows, list) and all(isinstance(row, dict) for row in rows): return rows
-    if data and all(os.path.splitext(name)[1].lower() in IMAGES for name in data): return [dict(image=name, captions=said) for name, said in data.items()]
+    if data and all(os.path.splitext(name)[1].lower() in IMAGES for name in data):
+        return [dict(image=name, captions=said) for name, said in data.items()]
     if data and all(isinstance(v, dict) for v in values):
         if all(name.isdecimal() for name in data): return values # row by row
-        return [dict(zip(data, (v.get(row) for v in values))) for row in dict.fromkeys(row for v in values for row in v)]
-    if data and all(isinstance(v, list) for v in values): return [dict(zip(data, row)) for row in zip(*values, strict=True)]
+        index = dict.fromkeys(row for v in values for row in v)
+        return [dict(zip(data, (v.get(row) for v in values))) for row in index]
+    if data and all(isinstance(v, list) for v in values):
+        return [dict(zip(data, row)) for row in zip(*values, strict=True)]
     return data
 
 def json_lines(
     text:str, # an object a line
 ) -> list[dict]: # a row a line
     "Rows of a file of JSON lines"
-    if text.count('\n') > ROWS: raise ValueError(f'it has {text.count(chr(10)):,} lines; at most {ROWS:,} are read')
+    if text.count('\n') > ROWS:
+        raise ValueError(f'it has {text.count(chr(10)):,} lines; at most {ROWS:,} are read')
     lines = enumerate(text.split('\n'), 1)
-    return [parse_object(line, f'line {n}', ValueError, infinite=True) for n, line in lines if line.strip()]
+    return [parse_object(line, f'line {n}', ValueError, infinite=True)
+            for n, line in lines if line.strip()]
 
 # %% ../../nbs/4_caption/21_tables.ipynb #c5304390
-READERS = {'.json': json_rows, '.jsonl': json_lines, '.csv': csv_rows, '.tsv': csv_rows, '.txt': caption_lines, '.token': caption_lines}
+READERS = {'.json': json_rows, '.jsonl': json_lines, '.csv': csv_rows, '.tsv': csv_rows,
+           '.txt': caption_lines, '.token': caption_lines}
 TABLE_BYTES = 512*2**20 # of a text file
 
 def open_table(
@@ -125,18 +135,35 @@ def open_table(
     if folder is None: return open_file(file, SourceError)
     return open_inside(os.path.realpath(folder), file, SourceError)
 
+def read_text(
+    file:Path, # of a set
+    folder:str|Path|None=None, # that it must lie in; None: anywhere
+    most:int=TABLE_BYTES, # bytes
+) -> str:
+    "A text file of a set"
+    name = shown(file.name)
+    raw = read_handle(open_table(file, folder), name, most, SourceError)
+    return decode(raw, name, SourceError)
+
 def read_rows(
     file:Path, # with an ending of READERS
     folder:str|Path|None=None, # that it must lie in; None: anywhere
 ) -> list[dict]: # a row a photo, or a row a caption
     "Rows of a text file of captions"
     name = shown(file.name)
-    if not (reader := READERS.get(file.suffix.lower())): raise SourceError(f'{name} cannot be read: expected .parquet, {", ".join(READERS)}; an archive wants unpacking first')
-    text = decode(read_handle(open_table(file, folder), name, TABLE_BYTES, SourceError), name, SourceError)
+    if not (reader := READERS.get(file.suffix.lower())):
+        raise SourceError(
+            f'{name} cannot be read: expected .parquet, {", ".join(READERS)}; an archive wants '
+            'unpacking first')
+    text = read_text(file, folder)
     try: rows = reader(text)
-    except KeyError as e: raise SourceError(f'{name} is not laid out as expected: something in it lacks {shown(e)}') from None
-    except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as e: raise SourceError(f'{name} is not laid out as expected: {shown(first_line(e))}') from None
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows): raise SourceError(f'{name} is not laid out as expected: it should hold a list of objects')
+    except KeyError as e:
+        raise SourceError(
+            f'{name} is not laid out as expected: something in it lacks {shown(e)}') from None
+    except (ValueError, TypeError, AttributeError, RecursionError, csv.Error) as e:
+        raise SourceError(f'{name} is not laid out as expected: {shown(first_line(e))}') from None
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        raise SourceError(f'{name} is not laid out as expected: it should hold a list of objects')
     if not rows: raise SourceError(f'{name} holds no rows')
     return rows
 
@@ -145,7 +172,8 @@ def to_columns(
 ) -> dict[str,list]: # column -> a value a row, None where the row has none
     "Turn rows into columns"
     names = dict.fromkeys(key for row in rows for key in row)
-    if len(names) > COLUMNS: raise SourceError(f'there are {len(names):,} columns; at most {COLUMNS:,} are read')
+    if len(names) > COLUMNS:
+        raise SourceError(f'there are {len(names):,} columns; at most {COLUMNS:,} are read')
     return {name: [row.get(name) for row in rows] for name in names}
 
 # %% ../../nbs/4_caption/21_tables.ipynb #ac65440f
@@ -174,8 +202,8 @@ def split_lists(
     splits = {}
     for file in sorted(folder.glob('*Images.txt')):
         if not (found := re.search('(train|dev|val|test)Images', file.name)): continue
-        text = decode(read_handle(open_table(file, root), shown(file.name), TABLE_BYTES, SourceError), shown(file.name), SourceError)
-        splits |= {line.strip(): split_name(found[1]) for line in text.split('\n') if line.strip()}
+        lines = read_text(file, root).split('\n')
+        splits |= {line.strip(): split_name(found[1]) for line in lines if line.strip()}
     return splits
 
 # %% ../../nbs/4_caption/21_tables.ipynb #575b77ac
@@ -202,7 +230,8 @@ def choose_split(
     labels, wanted = [t.labels() for t in tables], split_name(split)
     have = Counter(label for of in labels for label in of if label)
     said = [f'{shown(s)} ({n:,} rows)' for s, n in have.most_common(20)]
-    if not have[wanted]: raise SourceError(f'there is no split {split!r}; there are: ' + (', '.join(said) or 'none') + ', …'*(len(have) > 20))
+    if not have[wanted]:
+        raise SourceError(f'there is no split {split!r}; there are: ' + (', '.join(said) or 'none') + ', …'*(len(have) > 20))
     return [(t, [i for i, label in enumerate(of) if label == wanted]) for t, of in zip(tables, labels)]
 
 # %% ../../nbs/4_caption/21_tables.ipynb #1ce34fb5
@@ -256,7 +285,9 @@ def packed_columns(
     with open(open_table(file, folder), 'rb') as opened:
         try: return unpacked_columns(opened, cache, columns, most)
         except ImportError: library(); raise
-        except ValueError as e: raise SourceError(f'{shown(file.name)} cannot be read as {kind}: {shown(first_line(e))}') from None
+        except ValueError as e:
+            raise SourceError(
+                f'{shown(file.name)} cannot be read as {kind}: {shown(first_line(e))}') from None
 
 def parquet_columns(
     file:Path, # Parquet
@@ -285,7 +316,7 @@ def hub_tables(
         try: parts = datasets.load_dataset(repo, revision=commit, cache_dir=cache and str(cache))
         except Exception as e: raise SourceError(f'{name} cannot be loaded: {first_line(e)}') from None
         find = hub_finder(repo, datasets, cache, outside)
-        return [Table(arrow_columns(rows), split_name(split), find, name) for split, rows in parts.items()]
+        return [Table(arrow_columns(rows), split_name(s), find, name) for s, rows in parts.items()]
 
 def hub_finder(
     repo:str,      # owner/name
@@ -300,23 +331,31 @@ def hub_finder(
     return Finder(own, also=(downloads,), outside=outside, searched=False)
 
 # %% ../../nbs/4_caption/21_tables.ipynb #1dcbbc99
-LAYOUTS = ('dataset_*.json', 'captions_*.json', '*.parquet', '*.arrow', '*.jsonl', '*.token', '*.token.txt', 'captions.txt', '*.csv', '*.tsv', '*.json') # the first that is found counts
+LAYOUTS = ('dataset_*.json', 'captions_*.json', '*.parquet', '*.arrow', '*.jsonl', '*.token', # the
+           '*.token.txt', 'captions.txt', '*.csv', '*.tsv', '*.json') # first that is found counts
 ALONE = {'dataset_*.json', '*.token', '*.token.txt', 'captions.txt'} # of which a set has one
-NOT_CAPTIONS = re.compile(r'\.|dataset_info|dataset_dict|state\.json|cache-|indices') # how other files of a set begin
+NOT_CAPTIONS = re.compile(r'\.|dataset_info|dataset_dict|state\.json|cache-|indices') # other files
 
 def find_files(
     folder:Path, # of one set
 ) -> list[Path]: # the files that hold its captions; [] where they lie beside the photos, one each
     "The files of captions in a folder, or one folder below"
     for pattern in LAYOUTS:
-        found = sorted(f for p in (pattern, '*/'+pattern) for f in folder.glob(p) if f.is_file() and not NOT_CAPTIONS.match(f.name) and 'lemma' not in f.name)
-        if len(found) > 1 and pattern in ALONE: raise SourceError(f'{folder} holds more than one set, {shown(found[0].name)} and {shown(found[1].name)}: give the file itself')
+        files = [f for p in (pattern, '*/'+pattern) for f in folder.glob(p) if f.is_file()]
+        found = sorted(f for f in files if not NOT_CAPTIONS.match(f.name) and 'lemma' not in f.name)
+        if len(found) > 1 and pattern in ALONE:
+            raise SourceError(
+                f'{folder} holds more than one set, {shown(found[0].name)} and '
+                f'{shown(found[1].name)}: give the file itself')
         if found: return found
     if next(sidecars(folder), None): return []
     there = sorted(f.name for f in folder.iterdir())
     packed = [name for name in there if os.path.splitext(name)[1].lower() in ARCHIVES]
     advice = f'; {shown(packed[0])} should be unpacked first' if packed else ''
-    raise SourceError(f'{folder} holds no captions: expected {", ".join(LAYOUTS)}, or a .txt beside each photo; there is ' + (', '.join(map(shown, there[:5])) + ', …'*(len(there) > 5) if there else 'nothing in it') + advice)
+    have = ', '.join(map(shown, there[:5])) + ', …'*(len(there) > 5) if there else 'nothing in it'
+    raise SourceError(
+        f'{folder} holds no captions: expected {", ".join(LAYOUTS)}, or a .txt beside each photo; '
+        f'there is {have}{advice}')
 
 def sidecars(
     folder:Path, # of a set
@@ -327,7 +366,8 @@ def sidecars(
         there = set(files)
         for name in sorted(files):
             stem, ending = os.path.splitext(name)
-            if ending.lower() in IMAGES and stem + '.txt' in there: yield Path(at, name), Path(at, stem + '.txt')
+            if ending.lower() in IMAGES and stem + '.txt' in there:
+                yield Path(at, name), Path(at, stem + '.txt')
 
 def sidecar_table(
     folder:Path, # of a set
@@ -336,9 +376,9 @@ def sidecar_table(
     "A caption a line, in the file beside each photo"
     rows = []
     for photo, text in sidecars(folder):
-        raw = read_handle(open_table(text, None if outside else folder), shown(text), 2**20, SourceError)
+        lines = read_text(text, None if outside else folder, 2**20).splitlines()
         name = photo.relative_to(folder).as_posix()
-        said = [line for line in decode(raw, shown(text), SourceError).splitlines() if line.strip()]
+        said = [line for line in lines if line.strip()]
         rows.append(dict(image=name, captions=said, split=split_of(name)))
     return Table(to_columns(rows), 'train', Finder(folder, outside=outside), shown(folder.name))
 
@@ -354,11 +394,14 @@ def read_table(
     "One file as a table"
     kind, names, root = file.suffix.lower(), (), None if outside else within
     split = split_of(file.relative_to(folder).as_posix())
-    if kind in ('.parquet', '.arrow'): found, names = packed_columns(file, cache, columns, root, most)
+    if kind in ('.parquet', '.arrow'):
+        found, names = packed_columns(file, cache, columns, root, most)
     else: found = to_columns(read_rows(file, root))
     if kind == '.arrow': split = saved_split(file.parent, root) or split
-    if 'split' not in found and kind in ('.txt', '.token') and (lists := split_lists(file.parent, root)): found['split'] = [lists.get(photo, '') for photo in found['image']]
-    return Table(found, split, Finder(file.parent, folder, outside=outside), shown(file.name), tuple(names))
+    lists = split_lists(file.parent, root) if kind in ('.txt', '.token') else {}
+    if lists and 'split' not in found: found['split'] = [lists.get(photo, '') for photo in found['image']]
+    find = Finder(file.parent, folder, outside=outside)
+    return Table(found, split, find, shown(file.name), tuple(names))
 
 def saved_split(
     folder:Path, # of a set that `datasets` saved
@@ -366,12 +409,17 @@ def saved_split(
 ) -> str: # '' where nothing says it
     "The split that `save_to_disk` wrote down"
     if not (file := folder/'state.json').is_file(): return ''
-    state = parse_object(read_handle(open_table(file, root), file.name, 2**20, SourceError), file.name, SourceError)
-    if state.get('_indices_data_files'): raise SourceError(f'{folder} holds a selection of rows beside the rows: load it with an older `datasets`, and save it again after flatten_indices()')
+    state = parse_object(read_text(file, root, 2**20), file.name, SourceError)
+    if state.get('_indices_data_files'):
+        raise SourceError(
+            f'{folder} holds a selection of rows beside the rows: load it with an older `datasets`, '
+            'and save it again after flatten_indices()')
     return split_name(state['_split']) if isinstance(state.get('_split'), str) else ''
 
 # %% ../../nbs/4_caption/21_tables.ipynb #578b040c
-KINDS = 'a folder, a file, a list of files or of records, a DataFrame, a datasets.Dataset, or owner/name@revision of the hub'
+KINDS = ('a folder, a file, a list of files or of records, a DataFrame, a datasets.Dataset, '
+         'or owner/name@revision of the hub')
+STREAM = 'a stream cannot be looked up by number: gather some of it first, as '
 
 def memory_tables(
     source:Any, # that is no path
@@ -382,19 +430,25 @@ def memory_tables(
     if isinstance(source, (str, os.PathLike)): return None
     if hasattr(source, 'column_names') and not hasattr(source, 'to_pylist'):
         parts = source if isinstance(source, dict) else {str(source.split or 'train'): source}
-        if not all(hasattr(rows, '__len__') for rows in parts.values()): raise SourceError('a stream cannot be looked up by number: gather some of it first, as in list(stream.take(1000))')
-        return [Table(arrow_columns(rows), split_name(split), find) for split, rows in parts.items()]
+        if not all(hasattr(rows, '__len__') for rows in parts.values()):
+            raise SourceError(STREAM + 'in list(stream.take(1000))')
+        return [Table(arrow_columns(rows), split_name(s), find) for s, rows in parts.items()]
     if hasattr(source, 'columns') and hasattr(source, 'to_dict'): # pandas, polars
         names = list(source.columns)
-        if len(set(map(str, names))) < len(names): raise SourceError('two columns of the DataFrame have the same name')
+        if len(set(map(str, names))) < len(names):
+            raise SourceError('two columns of the DataFrame have the same name')
         return [Table({str(name): list(source[name]) for name in names}, 'train', find)]
-    if hasattr(source, 'to_pylist'): return [Table(to_columns(source.to_pylist()), 'train', find)] # pyarrow
-    if isinstance(source, dict): return [Table(to_columns(as_rows(frame_rows(source))), 'train', find)]
+    if hasattr(source, 'to_pylist'):
+        return [Table(to_columns(source.to_pylist()), 'train', find)] # pyarrow
+    if isinstance(source, dict):
+        return [Table(to_columns(as_rows(frame_rows(source))), 'train', find)]
     if not isinstance(source, (list, tuple)):
         stream = hasattr(source, '__iter__') and not hasattr(source, '__len__')
-        raise SourceError('a stream cannot be looked up by number: gather some of it first, as a list' if stream else f'expected {KINDS}, got a {type(source).__name__}')
+        if stream: raise SourceError(STREAM + 'a list')
+        raise SourceError(f'expected {KINDS}, got a {type(source).__name__}')
     if not source: raise SourceError(f'expected {KINDS}, got an empty list')
-    if all(isinstance(row, dict) for row in source): return [Table(to_columns(source), 'train', find)]
+    if all(isinstance(row, dict) for row in source):
+        return [Table(to_columns(source), 'train', find)]
     return None
 
 def as_rows(
@@ -405,7 +459,7 @@ def as_rows(
     raise SourceError('a dictionary should hold columns, lists of one length')
 
 def read_tables(
-    source:Any, # a folder, a file, a list of files or of records, owner/name@revision of the hub, a DataFrame, or a `datasets.Dataset`
+    source:Any, # one of KINDS
     cache:str|Path|None=None, # where Arrow copies and downloads are kept; None: where Hugging Face keeps them
     progress:bool=False, # draw bars
     columns:Sequence[str]=(), # of Parquet files that are needed; (): all
@@ -415,14 +469,20 @@ def read_tables(
     "The tables of a set, from wherever it is"
     rest = (cache, columns, outside, most)
     if (tables := memory_tables(source, outside)) is not None: return tables
-    if isinstance(source, (list, tuple)): return [table for file in source for table in read_tables(file, cache, progress, columns, outside, most)]
+    if isinstance(source, (list, tuple)):
+        sets = [read_tables(file, cache, progress, columns, outside, most) for file in source]
+        return [table for tables in sets for table in tables]
     try:
         path = Path(source).expanduser()
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError, RuntimeError) as e: raise SourceError(f'{shown(source)!r} cannot be a path: {first_line(e)}') from None
+    except (OSError, ValueError, RuntimeError) as e:
+        raise SourceError(f'{shown(source)!r} cannot be a path: {first_line(e)}') from None
     if is_folder:
         files = find_files(path)
-        return [read_table(f, path, *rest, within=path) for f in files] or [sidecar_table(path, outside)]
+        if not files: return [sidecar_table(path, outside)]
+        return [read_table(f, path, *rest, within=path) for f in files]
     if is_file: return [read_table(path, path.parent, *rest)]
     if PINNED.fullmatch(str(source)): return hub_tables(str(source), cache, progress, outside)
-    raise SourceError(f'{shown(source)!r} is no folder and no file; a set of the hub is written owner/name@revision, with the 40 hexadecimal digits of a commit, so that it cannot change')
+    raise SourceError(
+        f'{shown(source)!r} is no folder and no file; a set of the hub is written '
+        'owner/name@revision, with the 40 hexadecimal digits of a commit, so that it cannot change')

@@ -38,9 +38,11 @@ def plain_type(
     if known.is_dictionary(kind): return plain_type(kind.value_type)
     if known.is_list(kind): return pa.list_(plain_type(kind.value_type))
     if known.is_large_list(kind): return pa.large_list(plain_type(kind.value_type))
-    if known.is_struct(kind): return pa.struct([(part.name, plain_type(part.type)) for part in kind])
+    if known.is_struct(kind):
+        return pa.struct([(part.name, plain_type(part.type)) for part in kind])
     texts = (known.is_string, known.is_large_string, known.is_binary, known.is_large_binary)
-    if known.is_primitive(kind) or known.is_null(kind) or any(is_a(kind) for is_a in texts): return kind
+    if known.is_primitive(kind) or known.is_null(kind) or any(is_a(kind) for is_a in texts):
+        return kind
     raise ValueError(f'it has a column of the type {str(kind)[:60]}, which is not read')
 
 def slots(
@@ -66,7 +68,8 @@ def choose(
 ) -> list[str]:        # those that there are
     "Which columns are read"
     names = list(schema.names)
-    if len(names) > COLUMNS: raise ValueError(f'it has {len(names):,} columns; at most {COLUMNS:,} are read')
+    if len(names) > COLUMNS:
+        raise ValueError(f'it has {len(names):,} columns; at most {COLUMNS:,} are read')
     if len(set(names)) < len(names): raise ValueError('two of its columns have the same name')
     return [name for name in names if not wanted or name in wanted]
 
@@ -76,7 +79,8 @@ def parquet_batches(
 ) -> Iterator[Any]:   # the schema of the whole file, then batches
     "Rows of Parquet"
     import pyarrow.parquet as pq
-    parquet = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+    careful = dict(buffer_size=2**20, pre_buffer=False, page_checksum_verification=True)
+    parquet = pq.ParquetFile(file, **careful)
     if parquet.metadata.num_rows > ROWS:
         raise ValueError(f'it claims {parquet.metadata.num_rows:,} rows; at most {ROWS:,} are read')
     yield parquet.schema_arrow
@@ -134,7 +138,8 @@ def unpack(
         batch = written_out(batch)
         total += weight(batch)
         rows += len(batch)
-        if total > limit or rows > ROWS: raise ValueError(f'it unpacks to more than {limit:,} bytes')
+        if total > limit or rows > ROWS:
+            raise ValueError(f'it unpacks to more than {limit:,} bytes')
         if copy and not writer: writer = open_copy(copy, batch.schema, schema.names)
         if writer: writer.write_batch(batch)
     if not rows: raise ValueError('it holds no rows')
@@ -178,14 +183,19 @@ def serve():
         import pyarrow as pa
         pa.set_memory_pool(pa.system_memory_pool())
         total = unpack(sys.stdin.buffer, None, *rest)
-        if total > shutil.disk_usage(copy.parent).free: raise ValueError(f'there is no room for the {total:,} bytes that it unpacks to')
+        if total > shutil.disk_usage(copy.parent).free:
+            raise ValueError(f'there is no room for the {total:,} bytes that it unpacks to')
         unpack(sys.stdin.buffer, copy, *rest)
         answer = {}
-    except MemoryError: answer = dict(error=f'it needs more than {asked["memory"]:,} bytes of memory at once')
+    except MemoryError:
+        answer = dict(error=f'it needs more than {asked["memory"]:,} bytes of memory at once')
     except BaseException as error: answer = dict(error=first_line(error))
     print(json.dumps(answer), flush=True)
 
-COMMAND = 'import json, sys; sys.path[:] = json.loads(sys.argv[2]); from mlxvit.data.unpack import serve; serve()'
+COMMAND = '''import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from mlxvit.data.unpack import serve
+serve()'''
 
 def run_apart(
     file:BinaryIO,      # Parquet or Arrow
@@ -196,10 +206,12 @@ def run_apart(
     "Unpack a file in a process apart; raise ValueError if it cannot be"
     size = os.fstat(file.fileno()).st_size
     seconds = 6 + size//20_000_000
-    asked = dict(copy=str(copy), columns=columns, limit=limit, memory=2**29 + 4*size, seconds=seconds)
+    memory = 2**29 + 4*size
+    asked = dict(copy=str(copy), columns=columns, limit=limit, memory=memory, seconds=seconds)
     package = os.path.dirname(os.path.dirname(os.path.abspath(mlxvit.__file__)))
     places = [package, *(os.path.abspath(p) for p in sys.path if p)]
-    command = [sys.executable, '-I', '-X', 'utf8', '-c', COMMAND, json.dumps(asked), json.dumps(places)]
+    python = [sys.executable, '-I', '-X', 'utf8']
+    command = [*python, '-c', COMMAND, json.dumps(asked), json.dumps(places)]
     file.seek(0)
     try: done = subprocess.run(command, stdin=file, capture_output=True, timeout=60 + 10*seconds)
     except subprocess.TimeoutExpired: raise ValueError('it takes too long to unpack') from None
@@ -212,7 +224,8 @@ def ended(
     seconds:int, # that it had
 ) -> str:
     "Why a process gave no answer"
-    if done.returncode == -getattr(signal, 'SIGXCPU', 0): return f'it takes more than {seconds} seconds to unpack'
+    if done.returncode == -getattr(signal, 'SIGXCPU', 0):
+        return f'it takes more than {seconds} seconds to unpack'
     if done.returncode < 0: return 'it makes the library crash that decodes it'
     last = done.stderr.decode('utf-8', 'replace').strip().splitlines()[-1:]
     return f'it could not be unpacked: {"".join(last)[:200] or "no reason was given"}'
@@ -247,7 +260,8 @@ class Column(Sequence):
         "One field of a column of records"
         import pyarrow as pa, pyarrow.compute as pc
         kind = getattr(self.array, 'type', None)
-        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(name) < 0: return None
+        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
         return Column(pc.struct_field(self.array, name))
 
 def mapped(
@@ -267,7 +281,8 @@ def copy_name(
     "A name that changes with the file"
     about = os.fstat(file.fileno())
     place = os.path.realpath(file.name) if isinstance(file.name, str) else ''
-    known = [place, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns, sorted(columns)]
+    times = [about.st_mtime_ns, about.st_ctime_ns]
+    known = [place, about.st_ino, about.st_size, *times, sorted(columns)]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32] + '.arrow'
 
 def clear_leftovers(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SOURCES', 'NAMES', 'IN_PACKAGES', 'MOST', 'TRIAL', 'LIMIT', 'SETTINGS', 'MODEL', 'MAX_BYTES', 'ENTRIES', 'CORETYPE',
            'WITHOUT', 'RIVAL', 'NEAR', 'HELP', 'OFF', 'LOADED', 'ASK_THREADS', 'is_cpu_build', 'Blas', 'is_here',
-           'package_folders', 'loader_files', 'candidates', 'open_globally', 'measure', 'is_speed', 'processor_model',
-           'usable_cores', 'circumstances', 'cache_file', 'read_small', 'is_entry', 'remembered', 'remember',
-           'all_speeds', 'contest', 'let_torch_bind', 'by_speed', 'say_measured', 'load_blas', 'take', 'first_open',
-           'real_name', 'slow', 'blas_threads']
+           'package_folders', 'files_in', 'loader_files', 'candidates', 'open_globally', 'measure', 'is_speed',
+           'processor_model', 'usable_cores', 'circumstances', 'cache_file', 'read_small', 'is_entry', 'remembered',
+           'remember', 'all_speeds', 'contest', 'let_torch_bind', 'by_speed', 'say_measured', 'load_blas', 'take',
+           'first_open', 'real_name', 'slow', 'blas_threads']
 
 # %% ../../nbs/3_mlx/09_blas.ipynb #54ca1909
 from contextlib import suppress
@@ -38,7 +38,7 @@ class Blas:
 SOURCES = ('torch', 'mkl', 'openblas') # of two that are equally fast, the first is taken
 NAMES = { # a 64 in the name of an OpenBLAS: integers of 64 bits, which MLX does not speak
     'mkl':      r'libmkl_rt\.so[.\d]*',
-    'openblas': r'lib(scipy_)?openblas(?![a-z_]?64)[^/]*\.so[.\d]*'}
+    'openblas': r'lib(scipy_)?openblas(?![a-z_]?64)[\w.+-]*\.so[.\d]*'}
 IN_PACKAGES = ('*.libs', 'cmeel.prefix/lib', 'scipy_openblas32/lib') # where pip puts libraries
 MOST = 6 # candidates that are tried
 
@@ -58,25 +58,32 @@ def package_folders(
     found = [Path(p) for p in (spec and spec.submodule_search_locations) or []]
     return [p for p in found if not is_here(p.parent)]
 
+def files_in(
+    folder:Path, # any
+) -> list[Path]: # in order of their names; none where it cannot be read
+    "What a folder holds"
+    try: return [folder/name for name in sorted(os.listdir(folder))]
+    except OSError: return []
+
 def loader_files() -> list[Path]:
     "The files that the system's loader finds by name: its cache holds their paths as text"
     try: text = Path('/etc/ld.so.cache').read_bytes()
     except OSError: return []
     return [Path(os.fsdecode(p)) for p in re.findall(rb'/[^\0]+\.so[.\d]*', text)]
 
-# %% ../../nbs/3_mlx/09_blas.ipynb #61681103
+# %% ../../nbs/3_mlx/09_blas.ipynb #b395affc
 def candidates() -> dict[str,str]: # path -> one of SOURCES; each file once
     "The libraries of this machine that may multiply matrices"
     packages = [f for p in package_folders('mlx') for g in IN_PACKAGES for f in p.parent.glob(g)]
     asked = [Path(p) for p in os.environ.get('LD_LIBRARY_PATH', '').split(':') if os.path.isabs(p)]
     folders = [f for f in (Path(sys.prefix)/'lib', *packages, *asked) if not is_here(f)]
-    files = [f for folder in folders for f in sorted(folder.glob('lib*.so*'))] + loader_files()
+    files = [f for folder in folders for f in files_in(folder)] + loader_files()
     found = [(p/'lib'/'libtorch_cpu.so', 'torch') for p in package_folders('torch')]
     for source, name in NAMES.items():
         found += [(f, source) for f in files if re.fullmatch(name, f.name)]
     real = {}
     for f, source in found:
-        if f.is_file(): real.setdefault(os.path.realpath(f), (str(f), source))
+        if os.path.isfile(f): real.setdefault(os.path.realpath(f), (str(f), source))
     return dict(list(real.values())[:MOST])
 
 # %% ../../nbs/3_mlx/09_blas.ipynb #2aa1e27b
