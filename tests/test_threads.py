@@ -316,13 +316,10 @@ def test_labels_are_checked_before_anything_is_touched(framework, words):
 
 @both
 def test_integers_of_all_kinds_are_labels(framework):
-    x, y = digit_batches()[0]
-    losses = set()
-    for kind in ('int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64'):
-        for targets in (y.astype(kind), y[:,0].astype(kind)):
-            learner = learner_for(framework)
-            losses.add(learner.step((x, targets), 1e-3)['loss'])
-            learner.evaluate([(x, targets)])
+    (x, y), learner, losses = digit_batches()[0], learner_for(framework, ViTConfig(dim=8, depth=1, heads=1)), set()
+    for targets in (y, y[:,0], *(y.astype(kind) for kind in ('int8', 'uint8', 'uint32', 'uint64'))):
+        losses.add(learner.step((x, targets), 0.)['loss'])
+        learner.evaluate([(x, targets)])
     assert len(losses) == 1
 
 
