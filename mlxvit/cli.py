@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DECIDED', 'TRACKERS', 'MODEL', 'FRAMEWORK', 'comments', 'add_record', 'OneLine', 'Chooser', 'Parser', 'choose',
-           'select', 'SettingsFile', 'train_parser', 'records', 'inherit', 'resumed', 'train', 'train_alone',
-           'began_in', 'warn_of_changes', 'same_words', 'start_from', 'write_config', 'trackers', 'finish', 'command',
-           'other_photographs', 'evaluate_captions', 'show_captions', 'evaluate', 'predict', 'as_record', 'as_text',
-           'caption', 'export', 'anywhere', 'write_record', 'json_file', 'convert', 'bench', 'results', 'average',
-           'main']
+           'select', 'SettingsFile', 'train_parser', 'settings_of', 'records', 'inherit', 'resumed', 'train',
+           'train_alone', 'began_in', 'warn_of_changes', 'same_words', 'start_from', 'write_config', 'trackers',
+           'finish', 'command', 'other_photographs', 'evaluate_captions', 'show_captions', 'evaluate', 'predict',
+           'as_record', 'as_text', 'caption', 'export', 'anywhere', 'write_record', 'json_file', 'convert', 'bench',
+           'results', 'average', 'main']
 
 # %% ../nbs/5_ship/22_cli.ipynb #8b4beaf4
 import argparse, json, shlex, sys
@@ -131,17 +131,28 @@ def train_parser(
     return p
 
 # %% ../nbs/5_ship/22_cli.ipynb #93566897
+def settings_of(
+    cfg:Namespace, # the parsed flags
+    part:str,      # 'model' or 'data'
+) -> dict: # name -> value; empty where nothing was said
+    "The settings of a part"
+    found = cfg.get(part)
+    if found is None: return {}
+    if not isinstance(found, Namespace): raise ValueError(f'{part} should hold settings of its own, such as {part}.{"dim" if part == "model" else "valid"}, got {found!r:.60}')
+    return vars(found)
+
 def records(
     task:Task,     # whose defaults apply
     cfg:Namespace, # the parsed flags; `given`: those that were typed
 ) -> dict: # 'fit', 'model', 'data': the records asked for
     "What was asked for, as records; the data decides a part of the model"
     recipe = {f.name: cfg[f.name] for f in fields(task.fit)}
-    data = type(task.data)(**vars(cfg.data))
-    shape, typed = task.shape(data), vars(cfg.given.get('model') or Namespace())
+    parts = {part: settings_of(cfg, part) for part in ('model', 'data')}
+    data = type(task.data)(**parts['data'])
+    shape, typed = task.shape(data), settings_of(cfg.given, 'model')
     for n, v in shape.items():
         if typed.get(n, v) != v: raise ValueError(f'{task.about}: the data needs model.{n}={v}, got {typed[n]}')
-    return dict(fit=type(task.fit)(**recipe), model=type(task.model)(**{**vars(cfg.model), **shape}), data=data)
+    return dict(fit=type(task.fit)(**recipe), model=type(task.model)(**{**parts['model'], **shape}), data=data)
 
 def inherit(
     task:Task,     # whose records they are
@@ -150,7 +161,7 @@ def inherit(
     "Take the architecture of the model that --init names, where no flag says otherwise"
     from mlxvit.checkpoint import load_checkpoint
     from mlxvit.reader import find
-    saved, typed = part_of(load_checkpoint(find(cfg.init)).config, 'model', cfg.init), vars(cfg.given.get('model') or Namespace())
+    saved, typed = part_of(load_checkpoint(find(cfg.init)).config, 'model', cfg.init), settings_of(cfg.given, 'model')
     if not set(saved) <= (names := {f.name for f in fields(task.model)}): return # of another kind, which `start_from` tells
     model = from_dict(type(task.model), saved)
     for n in names - set(DECIDED) - set(typed): cfg.model[n] = getattr(model, n)
@@ -165,7 +176,7 @@ def resumed(
     where = f'{out}/last/config.json'
     kept = {part: from_dict(type(getattr(task, part)), part_of(saved, part, where), where) for part in ('fit', 'model', 'data')}
     for part, record in kept.items():
-        typed = vars(given.get(part) or Namespace()) if part != 'fit' else {n: v for n,v in vars(given).items() if n in saved['fit']}
+        typed = settings_of(given, part) if part != 'fit' else {n: v for n,v in vars(given).items() if n in saved['fit']}
         for n, new in typed.items():
             if part == 'data' and n in task.places: kept = {**kept, 'data': replace(kept['data'], **{n: new})}; continue # it may have been moved
             if new != (was := getattr(record, n)): raise ValueError(f'{out} was trained with {n}={was}: resume without --{n}, or start another run')

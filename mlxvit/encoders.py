@@ -216,7 +216,7 @@ def hugging_blocks(
     "The blocks of a model of Hugging Face, run by its own library in PyTorch"
     own = from_dict(ViTConfig, checkpoint.config['model'], 'model', CheckpointError)
     model = load_hugging(family, own, checkpoint.weights, max(*blocks, 1))
-    import torch
+    import torch, mlxvit.torch.learner # which lets a forked process compute
     more = dict(interpolate_pos_encoding=True) if 'interpolate_pos_encoding' in inspect.signature(model.forward).parameters else {}
     def run(images):
         if images.ndim == 3: images = images[...,None] # grey

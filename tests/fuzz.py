@@ -14,6 +14,7 @@ Input number i of seed s is the same on every machine: `--only s:i`, with the sa
 import argparse, collections, contextlib, io, json, os, random, resource, selectors, signal, socket
 import sys, tempfile, time, traceback
 from pathlib import Path
+from mlxvit.data.unpack import COMMAND as UNPACK
 from fuzz_kinds import KINDS, PAYLOAD, SECRET, make_bases, nothing
 
 SECONDS, MEGABYTES = 10, 1000  # that one input may take, above what the process had before
@@ -51,7 +52,7 @@ class Watch:
     def __call__(self, event, args):
         if not self.on:
             return
-        if event in SILENT:
+        if event in SILENT and not self.own(event, args):
             self.seen.append(f'{event} {str(args)[:80]}')
         elif event == 'import' and str(args[0]).startswith(PAYLOAD):
             self.seen.append(f'imported {args[0]}')
@@ -61,6 +62,11 @@ class Watch:
             and self.outside(os.fsdecode(args[0]))
         ):
             self.seen.append(f'opened {os.fsdecode(args[0])[-60:]}')
+
+    @staticmethod
+    def own(event, args) -> bool:
+        "Is it the process in which tables are unpacked, of Python alone, and of no file of the input?"
+        return event == 'subprocess.Popen' and UNPACK in map(str, args[1])
 
     @staticmethod
     def outside(path: str) -> bool:

@@ -52,7 +52,7 @@ def is_here(
 def package_folders(
     package:str, # 'torch' or 'mlx'
 ) -> list[Path]:
-    "Where a package is installed; it is not imported, and one of the current directory is passed over"
+    "Where a package is installed, without importing it; never in the current directory"
     try: spec = util.find_spec(package)
     except ValueError: return [] # half imported
     found = [Path(p) for p in (spec and spec.submodule_search_locations) or []]
@@ -142,7 +142,7 @@ def is_speed(
     return plain and math.isfinite(value) and 0 <= value < 1e6
 
 # %% ../../nbs/3_mlx/09_blas.ipynb #92077a15
-SETTINGS = ('OMP_', 'OPENBLAS_', 'GOTO_', 'MKL_', 'KMP_') # beginnings of variables that libraries read
+SETTINGS = ('OMP_', 'OPENBLAS_', 'GOTO_', 'MKL_', 'KMP_') # beginnings of variables
 MODEL = ('vendor_id', 'cpu family', 'model', 'model name', 'stepping', 'flags',
          'CPU implementer', 'CPU part', 'CPU variant', 'Features')
 
@@ -165,7 +165,7 @@ def circumstances(
     states = [os.stat(f) for f in files]
     sizes = [(f, s.st_mtime_ns, s.st_size) for f,s in zip(files, states)]
     mlx = [metadata.version('mlx-cpu'), *map(str, package_folders('mlx'))]
-    known = [platform.machine(), processor_model(), usable_cores(), settings, mlx, sizes]
+    known = [TRIAL, platform.machine(), processor_model(), usable_cores(), settings, mlx, sizes]
     return sha256(json.dumps(known).encode()).hexdigest()
 
 # %% ../../nbs/3_mlx/09_blas.ipynb #1eb5e97e
@@ -207,7 +207,7 @@ def remember(
     name:str,              # `circumstances`
     speeds:dict[str,float], # path -> GFLOP/s
 ):
-    "Add an entry, in one move, so that a reader never sees half a file; where nothing can be written, go without"
+    "Add an entry in one move, so that nobody reads half a file; go without if it cannot be"
     path = cache_file()
     if path is None: return
     entries = {**remembered(), name: speeds}
@@ -295,12 +295,13 @@ def say_measured(
 # %% ../../nbs/3_mlx/09_blas.ipynb #94d2eabb
 HELP = 'install a faster one: apt install libopenblas0-pthread (Debian, Ubuntu), dnf install openblas (Fedora), pip install mkl, or PyTorch'
 
-OFF = Blas('built-in', 'MLXVIT_BLAS=off: matrix products by the reference BLAS that MLX was built with')
+OFF = Blas('built-in',
+    'MLXVIT_BLAS=off: matrix products by the reference BLAS that MLX was built with')
 
 LOADED:list['Blas'] = [] # what was put in front of MLX in this process: one, or none yet
 
 def load_blas(
-    choice:str|None=None, # 'auto', 'off', one of SOURCES, or a file; several with commas between; None: what MLXVIT_BLAS says, else 'auto'
+    choice:str|None=None, # 'auto', 'off', one of SOURCES, a file, or several; None: MLXVIT_BLAS
 ) -> Blas: # what multiplies matrices from now on
     "Load the fastest BLAS before MLX is; where one was loaded already, say which"
     choice = choice or os.environ.get('MLXVIT_BLAS') or 'auto'
@@ -339,7 +340,8 @@ def first_open(
     "Put the first library that opens in front"
     for f in ranked:
         if open_globally(f):
-            return Blas(files[f], f'matrix products by {Path(f).name}{say_measured(f, speeds)}', real_name(f))
+            about = f'matrix products by {Path(f).name}{say_measured(f, speeds)}'
+            return Blas(files[f], about, real_name(f))
     return None
 
 def real_name(
@@ -356,7 +358,7 @@ def slow(
     return Blas('built-in', why)
 
 # %% ../../nbs/3_mlx/09_blas.ipynb #1a21f2f4
-ASK_THREADS = ('mkl_get_max_threads', 'openblas_get_num_threads') # PyTorch's is an MKL, or on Arm an OpenBLAS
+ASK_THREADS = ('mkl_get_max_threads', 'openblas_get_num_threads') # PyTorch's is either
 
 def blas_threads() -> int:
     "Threads that matrix products of MLX use here"
