@@ -110,7 +110,7 @@ class SettingsFile(ActionConfigFile):
         try: text = check_yaml(read_bytes(value, MAX_BYTES['.yaml']), value)
         except FileError as e: raise TypeError(str(e)) from None
         try: ActionConfigFile.apply_config(parser, cfg, dest, f'# {dest}\n{text}\n')
-        except (TypeError, ValueError, KeyError, RecursionError) as e: raise TypeError(f'{value}: {first_line(e)}') from None
+        except Exception as e: raise TypeError(f'{value}: {first_line(e)}') from None # the parser fails in many ways
 
 def train_parser(
     name:str, # of the task

@@ -37,7 +37,7 @@ def read_scores(
     path = Path(folder)/'metrics.json'
     if not path.exists(): return None
     scores = parse_object(read_bytes(path, error=CheckpointError), path, CheckpointError)
-    try: describe(scores)
+    try: describe(scores, 2) # asks for every figure that a table may show
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f'{path} is damaged: it holds no scores of ours; mlxvit evaluate {folder} writes it anew') from e
     return scores
