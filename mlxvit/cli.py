@@ -16,7 +16,7 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from inspect import getsource
 from pathlib import Path
-from re import findall, sub
+from re import findall
 from typing import Any, get_type_hints
 import numpy as np
 import yaml
@@ -25,7 +25,7 @@ from . import __version__
 from .averages import made_by, stages
 from .checkpoint import has_checkpoint
 from .config import ViTConfig, from_dict, parameter_shapes, resize_positions
-from .console import as_json, complain, console, ended, hung_up, shown, tell
+from .console import as_json, complain, console, ended, hung_up, tell
 from .data.layouts import EMPTY
 from .fit import FitConfig, fit, lock_run, refuse_existing
 from .folders import Lock, write_file
@@ -65,7 +65,7 @@ class OneLine:
         *more, # what else the parser knows
     ):
         "Print the message, and leave with exit code 2"
-        print(f'mlxvit: error: {shown(" ".join(message.split()))}; see {self.prog} --help', file=sys.stderr)
+        complain(f'{" ".join(message.split())}; see {self.prog} --help')
         raise SystemExit(2)
 
 class Chooser(OneLine, argparse.ArgumentParser): "Reads a word"

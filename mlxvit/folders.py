@@ -74,7 +74,7 @@ class Lock:
     def take(self) -> bool: # is it ours now?
         "Try once"
         while identity(self.path) not in HELD:
-            handle = self.open()
+            handle = self.opened()
             try: mine = seize(handle)
             except BaseException: os.close(handle); raise
             if not mine: os.close(handle); return False
@@ -82,7 +82,7 @@ class Lock:
             os.close(handle) # its last holder deleted it in between: again
         return False
 
-    def open(self) -> int: # a handle
+    def opened(self) -> int: # a handle
         "Open the file, or make it; one that is not a lock of ours is left alone"
         flags = sum(getattr(os, n, 0) for n in ('O_RDWR', 'O_CREAT', 'O_NOFOLLOW', 'O_NONBLOCK', 'O_BINARY'))
         handle = os.open(self.path, flags, 0o666)
