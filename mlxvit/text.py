@@ -272,8 +272,9 @@ class Tokenizer:
         text:str, # as `to_json` wrote it
     ) -> 'Tokenizer': # with the same ids
         "The tokenizer that was written"
+        if not isinstance(text, str): raise ValueError(f'a tokenizer should be kept as JSON, got {kind_of(text)}')
         try: found = parse_object(text, 'the text', ValueError)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             if 'should hold a JSON object' in str(error): raise ValueError(f'this JSON does not hold a {FORMAT}') from None
             raise ValueError(f'a tokenizer should be kept as JSON: {error}') from None
         if found.get('format') != FORMAT: raise ValueError(f'this JSON does not hold a {FORMAT}')

@@ -114,3 +114,47 @@ def test_a_hostile_state_is_one_line(model, state):
 def test_json_of_the_house_is_strict():
     for text in ('NaN', '1e999', '{"a":1,"a":1}', '['*20+']'*20, ''):
         with pytest.raises(FileError, match='x.json'): parse_json(text, 'x.json')
+
+
+def test_a_record_does_not_choose_where_features_are_written(tmp_path):
+    from mlxvit.caption_reader import own_cache
+    from mlxvit.caption_tasks import PhotoData
+    usual = PhotoData().cache
+    for place in (str(tmp_path), '/', '../elsewhere', 'a/../../b'): assert own_cache(PhotoData(cache=place)).cache == usual
+    assert own_cache(PhotoData(cache='mine/features')).cache == 'mine/features'
+    (tmp_path/'a.features').touch()
+    assert own_cache(PhotoData(cache=str(tmp_path))).cache == str(tmp_path), 'a cache that is there is used'
+
+
+def test_loading_a_captioner_fetches_nothing(model, monkeypatch):
+    "Somebody's checkpoint that names an encoder of the hub does not make us ask the hub"
+    import socket
+    def never(*args, **more): raise AssertionError('a socket was opened')
+    monkeypatch.setattr(socket.socket, 'connect', never)
+    monkeypatch.setattr(socket, 'getaddrinfo', never)
+    monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
+    hub = 'owner/model@' + '0'*40
+    said = refused(model('photos', lambda c: c['data'].update(encoder=hub)))
+    assert 'name it yourself' in said and hub in said
+
+
+def test_a_bad_image_stops_no_batch_of_captions(tmp_path, capsys):
+    from PIL import Image
+    from mlxvit.cli import main
+    Image.new('L', (80, 80), 255).save(tmp_path/'good.png')
+    (tmp_path/'bad.png').write_bytes(b'\x89PNG\r\n\x1a\n' + bytes(40))
+    files = [str(tmp_path/n) for n in ('bad.png', 'good.png', 'missing.png', 'good.png')]
+    assert main(['caption', 'scene', *files, '--framework', 'torch']) == 1
+    out, err = capsys.readouterr()
+    assert out.count('an empty canvas') == 2 and len(err.strip().split('\n')) == 2
+
+
+@pytest.mark.parametrize('name', ['weights.head', 'exp_avg', 'exp_avg.nothing', 'moments.head.bias'])
+@pytest.mark.parametrize('framework', ['torch', 'mlx'])
+def test_the_state_of_another_optimizer_is_refused(framework, name):
+    from mlxvit.config import ViTConfig
+    from mlxvit.tasks import choose_framework, learner_class
+    learner = learner_class(choose_framework(framework)).build(ViTConfig(dim=16, depth=1, heads=2))
+    with pytest.raises(CheckpointError, match='state of the optimizer'): learner.load(learner.weights(), {name: np.zeros(3, np.float32)})
+    shapes = {f'exp_avg.{n}': np.zeros((*w.shape, 2), np.float32) for n, w in learner.weights().items()}
+    with pytest.raises(CheckpointError, match='expected'): learner.load(learner.weights(), shapes, 1)
