@@ -7,7 +7,7 @@ MUTATIONS = 20000
 
 test:
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
-	pytest -q
+	pytest -q -n 2 --dist loadfile
 
 check: export readme clean
 	git diff --exit-code -- mlxvit README.md nbs || (echo "the package, the README or the notebooks are not what 'make prepare' writes" && false)
