@@ -259,6 +259,29 @@ def test_a_forked_process_is_told_what_to_do_in_mlx(what, again):
 
 
 @forks
+def test_a_process_may_be_forked_while_both_frameworks_compute():
+    "OpenBLAS, which may multiply for MLX, ends its threads before a fork, and waits for ever if they are asked meanwhile"
+    code = """
+import os, threading, time, numpy as np, mlxvit
+readers, page = [mlxvit.load('digit', f) for f in ('torch', 'mlx')], np.zeros((4, 28, 28), np.uint8)
+want, stop = readers[0].predict(page), []
+def ask(reader):
+    while not stop: reader.predict(page)
+threads = [threading.Thread(target=ask, args=(r,), daemon=True) for r in readers]
+for t in threads: t.start()
+ends = []
+for _ in range(15):
+    child = os.fork()
+    if not child:
+        try: readers[1].predict(page)
+        except RuntimeError: os._exit(int((readers[0].predict(page) != want).any()))
+        os._exit(2)
+    ends.append(os.waitpid(child, 0)[1])
+print(set(ends), flush=True); os._exit(0)"""
+    assert python(code, OMP_NUM_THREADS='2')[:2] == (0, '{0}')
+
+
+@forks
 def test_a_process_that_only_imported_mlx_may_be_forked():
     code = ("import os, sys, numpy as np, mlxvit, mlxvit.mlx.learner\n"
             "if child := os.fork(): sys.exit(os.waitpid(child, 0)[1])\n"
