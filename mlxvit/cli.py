@@ -237,7 +237,7 @@ def warn_of_changes(
 ):
     "Say in one line what may change the last bits of a resumed run"
     changed = differences(was, now)
-    if changed: print(f"mlxvit: warning: {out} goes on, but its bytes may differ from those of a run without a pause: {'; '.join(changed)}", file=sys.stderr)
+    if changed: complain(f"{out} goes on, but its bytes may differ from those of a run without a pause: {'; '.join(changed)}", 'warning')
 
 def same_words(
     who:str|Path, # to say in the error

@@ -190,7 +190,8 @@ def serve():
     except MemoryError:
         answer = dict(error=f'it needs more than {asked["memory"]:,} bytes of memory at once')
     except BaseException as error: answer = dict(error=first_line(error))
-    print(json.dumps(answer), flush=True)
+    sys.stdout.write(json.dumps(answer))
+    sys.stdout.flush()
 
 COMMAND = '''import json, sys
 sys.path[:] = json.loads(sys.argv[2])
