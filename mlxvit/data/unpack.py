@@ -190,8 +190,7 @@ def serve():
     except MemoryError:
         answer = dict(error=f'it needs more than {asked["memory"]:,} bytes of memory at once')
     except BaseException as error: answer = dict(error=first_line(error))
-    sys.stdout.write(json.dumps(answer))
-    sys.stdout.flush()
+    os.write(1, json.dumps(answer).encode()) # to the process that asked
 
 COMMAND = '''import json, sys
 sys.path[:] = json.loads(sys.argv[2])
