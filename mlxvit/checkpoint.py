@@ -79,8 +79,8 @@ def interrupted(
     folder:Path, # where nothing stands
 ) -> Path|None: # where the old one waits
     "The checkpoint of a replacement that stopped between its two renames"
-    for mark, places in leftovers(folder).items():
-        if 'old' in places and ('new' in places or not mark): return places['old']
+    for places in leftovers(folder).values():
+        if {'old', 'new'} <= set(places): return places['old']
 
 def write_folder(
     folder:Path,            # made anew

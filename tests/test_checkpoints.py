@@ -2,7 +2,7 @@
 import json, os, shutil
 import numpy as np
 import pytest
-from mlxvit.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, to_files, write_folder
+from mlxvit.checkpoint import Checkpoint, CheckpointError, has_checkpoint, load_checkpoint, save_checkpoint, to_files, write_folder
 
 
 def edit(file, change):
@@ -54,17 +54,32 @@ def test_the_undamaged_one_evaluates(mlxvit, run):
     assert json.loads((run/'metrics.json').read_text())['accuracy'] > 0.1
 
 
+def between(folder):
+    "What a crash between the two renames leaves: the old one aside, the new one whole beside it"
+    shutil.copytree(folder, folder.with_name(f'.{folder.name}.new'))
+    folder.rename(folder.with_name(f'.{folder.name}.old'))
+
+
 def test_a_crash_between_the_renames_is_read_from_the_old(mlxvit, run):
-    (run/'last').rename(run/'.last.old')
+    between(run/'last')
     p = mlxvit('train', 'digit', '--out', run, '--resume', '--quiet')
     assert p.returncode == 0, p.stderr
 
 
 def test_a_run_whose_last_is_being_replaced_is_still_a_run(mlxvit, run):
-    (run/'last').rename(run/'.last.old'); (run/'best').rename(run/'.best.old')
+    between(run/'last')
+    between(run/'best')
     p = mlxvit('train', 'digit', '--out', run, '--quiet')
     assert p.returncode == 1 and 'already holds a run' in p.stderr
     assert mlxvit('evaluate', run).returncode == 0
+
+
+@pytest.mark.parametrize('mark', ['', '-0123abcd'])
+def test_a_leftover_is_never_revived(run, mark):
+    "A crash after both renames left the old one; whoever deletes the checkpoint later has deleted it"
+    (run/'last').rename(run/f'.last.old{mark}')
+    assert not has_checkpoint(run/'last')
+    with pytest.raises(CheckpointError): load_checkpoint(run/'last')
 
 
 def test_disk_full_leaves_the_old_one(run, monkeypatch):
