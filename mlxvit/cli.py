@@ -263,7 +263,11 @@ def start_from(
     checkpoint = load_checkpoint(find(source))
     if 'tokenizer' in more: same_words(f'{source}, named by --init,', checkpoint.config, more)
     same = isinstance(model, ViTConfig) and 'tokenizer' not in checkpoint.config
-    weights = resize_positions(checkpoint.weights, from_dict(ViTConfig, checkpoint.config['model']), model) if same else checkpoint.weights
+    weights, where = checkpoint.weights, f'{source}, named by --init'
+    if same:
+        own = from_dict(ViTConfig, part_of(checkpoint.config, 'model', where), where)
+        check_weights(weights, parameter_shapes(own), where)
+        weights = resize_positions(weights, own, model)
     check_weights(weights, parameter_shapes(model) if isinstance(model, ViTConfig) else captioner_shapes(model), f'{source}, named by --init')
     learner.load(weights)
     return stages(made_by(checkpoint))

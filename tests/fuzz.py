@@ -316,6 +316,9 @@ def run(
     worst = collections.defaultdict(float)
     selector = selectors.DefaultSelector()
 
+    stopped = []  # Ctrl-C ends the run, and what was found is still told
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(True))
+
     def start(numbers):
         worker = Worker(numbers, *args)
         selector.register(worker.pipe, selectors.EVENT_READ, worker)
@@ -343,7 +346,7 @@ def run(
     for k in range(workers):
         if numbers := range(k, mutations, workers):
             start(numbers)
-    while selector.get_map() and time.monotonic() < stop:
+    while selector.get_map() and time.monotonic() < stop and not stopped:
         for key, _ in selector.select(timeout=0.5):
             worker, said = key.data, key.data.lines()
             if said is None and worker.begun is not None:
@@ -363,6 +366,8 @@ def run(
                 )
                 if line['fault']:
                     faults.append(line)
+                    again = f'--only {seed}:{line["number"]}'
+                    tell(f'{line["kind"]}: {line["fault"][:140]}   {again}', flush=True)
                 if sum(tried.values()) % 2000 == 0:
                     tell(
                         f'{sum(tried.values()):,} inputs, {len(faults)} faults, at most '

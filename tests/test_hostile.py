@@ -158,3 +158,25 @@ def test_the_state_of_another_optimizer_is_refused(framework, name):
     with pytest.raises(CheckpointError, match='state of the optimizer'): learner.load(learner.weights(), {name: np.zeros(3, np.float32)})
     shapes = {f'exp_avg.{n}': np.zeros((*w.shape, 2), np.float32) for n, w in learner.weights().items()}
     with pytest.raises(CheckpointError, match='expected'): learner.load(learner.weights(), shapes, 1)
+
+
+@pytest.mark.parametrize('framework', ['torch', 'mlx'])
+def test_weights_that_lack_an_array_are_refused(framework, model, capsys, tmp_path, monkeypatch):
+    "By a learner that goes on, and by one that begins with them"
+    from safetensors.numpy import load_file, save_file
+    from mlxvit.cli import main
+    from mlxvit.config import ViTConfig
+    from mlxvit.tasks import choose_framework, learner_class
+    learner = learner_class(choose_framework(framework)).build(ViTConfig(dim=16, depth=1, heads=2))
+    weights = learner.weights()
+    weights.pop('norm.bias')
+    with pytest.raises(ValueError, match='lack norm.bias'): learner.load(weights)
+    folder = model()
+    arrays = load_file(folder/'model.safetensors')
+    arrays.pop('embedding.position')
+    save_file(arrays, folder/'model.safetensors')
+    seal(folder)
+    monkeypatch.chdir(tmp_path)
+    more = '--data.limit 640 --data.valid 200 --model.patch_size 7 --quiet --framework'.split()
+    assert main(['train', 'digit', '--init', str(folder), *more, framework]) == 1
+    assert 'lacks 1 of' in capsys.readouterr().err

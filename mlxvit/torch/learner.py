@@ -181,6 +181,7 @@ class Learner:
     ):
         "Take over weights, and the state of training"
         state = state or {}
+        if lacking := [n for n in self.parameters if n not in weights]: raise ValueError(f'the weights lack {lacking[0]} of this model')
         if wrong := [n for n,p in self.parameters.items() if weights[n].shape != tuple(p.shape)]: raise ValueError(f'{wrong[0]}: expected shape {tuple(self.parameters[wrong[0]].shape)}, got {weights[wrong[0]].shape}')
         check_optimizer(state, {n: tuple(p.shape) for n,p in self.parameters.items()})
         if steps and not any(n.startswith('exp_avg.') for n in state): raise ValueError(f'{steps} steps were taken, but the state has no running means: load the state, too, or begin at steps=0')
