@@ -301,7 +301,9 @@ def finish(
     score:str,  # that decides which is best
 ):
     "Say how it went and what can be done next"
-    done = [r for r in log if f'valid_{score}' in r]
+    figures = (f'valid_{score}', 'epoch', 'seconds')
+    done = [r for r in log if all(type(r.get(f)) in (int, float) for f in figures)]
+    if not done: raise ValueError(f'the log of {out} holds no epoch with {", ".join(figures)}')
     best = max(done, key=lambda r: (r[f'valid_{score}'], r['epoch']))
     tell(f"best validation {score} {best[f'valid_{score}']:.4f} after epoch {best['epoch']}; {done[-1]['seconds']:.0f} s of training on {machine()['cores']} cores")
     if done[-1]['epoch'] < epochs: tell(f'stopped after epoch {done[-1]["epoch"]} of {epochs}; go on with: mlxvit train {json.loads((out/"last/config.json").read_text(encoding="utf-8"))["task"]} --out {out} --resume')
