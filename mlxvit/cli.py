@@ -302,7 +302,7 @@ def finish(
 ):
     "Say how it went and what can be done next"
     figures = (f'valid_{score}', 'epoch', 'seconds')
-    done = [r for r in log if all(type(r.get(f)) in (int, float) for f in figures)]
+    done = [r for r in log if all(isinstance(r.get(f), (int, float)) for f in figures)]
     if not done: raise ValueError(f'the log of {out} holds no epoch with {", ".join(figures)}')
     best = max(done, key=lambda r: (r[f'valid_{score}'], r['epoch']))
     tell(f"best validation {score} {best[f'valid_{score}']:.4f} after epoch {best['epoch']}; {done[-1]['seconds']:.0f} s of training on {machine()['cores']} cores")
