@@ -180,3 +180,9 @@ def test_weights_that_lack_an_array_are_refused(framework, model, capsys, tmp_pa
     more = '--data.limit 640 --data.valid 200 --model.patch_size 7 --quiet --framework'.split()
     assert main(['train', 'digit', '--init', str(folder), *more, framework]) == 1
     assert 'lacks 1 of' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('log', [[], [{'epoch': 1}], [{'epoch': 1, 'valid_accuracy': 0.5}], [{'epoch': 1, 'valid_accuracy': 'high', 'seconds': 1.}]])
+def test_a_log_without_a_whole_epoch_is_told(log, tmp_path):
+    from mlxvit.cli import finish
+    with pytest.raises(ValueError, match='holds no epoch with valid_accuracy'): finish(log, tmp_path, 1, 'accuracy')
